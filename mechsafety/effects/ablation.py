@@ -7,40 +7,77 @@ do, the zero form moves *harmless* prompts into refusal and looks like robustnes
 form does not. Say which form a number belongs to.
 """
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
-from mechsafety.core.sites import ModelDims, ResidualSite
+from mechsafety.core.sites import ModelDims, ResidualSite, Site
 from mechsafety.interventions.ablate import ablate, ablate_affine
 from mechsafety.interventions.add import add
 from mechsafety.interventions.intervention import Intervention
+from mechsafety.models.editing import ablated_weights, ablates_by_weights
+from mechsafety.models.hooking import intervene
+from mechsafety.models.model import Model
 
 AblationForm = Literal["zero", "affine"]
-Edits = Mapping[ResidualSite, Intervention]
 
 
-def zero_ablation(dims: ModelDims, basis: Float[Tensor, "k d_model"]) -> Edits:
+@dataclass(frozen=True, eq=False)
+class ZeroAblation:
+    """Zero ablation of a subspace everywhere: by edited weights where the model allows it.
+
+    The same numbers as hooks on every block (`zero_ablation`), at the speed of the plain model.
+    """
+
+    basis: Float[Tensor, "k d_model"]
+
+
+Hooks = Mapping[Site, Intervention]
+Edits = Hooks | ZeroAblation
+"""What is done to a model while something is measured."""
+
+
+@contextmanager
+def under(model: Model, edits: Edits | None) -> Generator[None]:
+    """Do something to a model inside a `with` block; None and no hooks leave it alone."""
+    if isinstance(edits, ZeroAblation):
+        if ablates_by_weights(model):
+            with ablated_weights(model, edits.basis):
+                yield
+            return
+        edits = zero_ablation(model.dims, edits.basis)
+    if not edits:
+        yield
+        return
+    with intervene(model, edits):
+        yield
+
+
+def zero_ablation(dims: ModelDims, basis: Float[Tensor, "k d_model"]) -> Hooks:
     """Remove the span of `basis` wherever the residual stream is read or written.
 
-    Equivalent to ablating resid_pre, resid_mid and resid_post of every layer, since sums of
-    ablated terms are ablated.
+    At the first block's input, and wherever attention or an MLP adds to the stream: equivalent to
+    ablating resid_pre, resid_mid and resid_post of every layer, since sums of ablated terms are
+    ablated.
     """
     edit = partial(ablate, basis=basis)
-    return {
+    contributions = {
         ResidualSite(layer, stream): edit
         for layer in range(dims.n_layers)
-        for stream in ("resid_pre", "attn_out", "mlp_out")
+        for stream in ("attn_out", "mlp_out")
     }
+    return {ResidualSite(0, "resid_pre"): edit, **contributions}
 
 
 def affine_ablation(
     basis: Float[Tensor, "k d_model"],
     harmless_means: Mapping[ResidualSite, Float[Tensor, " d_model"]],
-) -> Edits:
+) -> Hooks:
     r"""Set the projection on `basis` to the target model's own harmless mean, site by site.
 
     $x \leftarrow x - B^\top(Bx - B\nu_s)$ with $\nu_s$ the harmless mean of site $s$.
@@ -56,6 +93,6 @@ def affine_ablation(
     }
 
 
-def addition(site: ResidualSite, vector: Float[Tensor, " d_model"], coefficient: float) -> Edits:
+def addition(site: ResidualSite, vector: Float[Tensor, " d_model"], coefficient: float) -> Hooks:
     """Add `coefficient * vector` at one site, all positions (arXiv:2406.11717)."""
     return {site: partial(add, vector=vector, coefficient=coefficient)}

@@ -19,9 +19,9 @@ from mechsafety.data.prompts import PromptSet
 from mechsafety.effects.ablation import (
     AblationForm,
     Edits,
+    ZeroAblation,
     addition,
     affine_ablation,
-    zero_ablation,
 )
 from mechsafety.effects.answers import (
     Answers,
@@ -140,7 +140,7 @@ def observe_side(
         tokens=tokens,
         logits=first_token_logits(model, tokens, batch_tokens),
         answers=answer(model, tokens, judge, max_new_tokens, batch_tokens),
-        halfway={layer: run_halfway(model, tokens, layer, batch_tokens) for layer in layers},
+        halfway=run_halfway(model, tokens, layers, batch_tokens),
     )
 
 
@@ -165,7 +165,7 @@ def check_zero_strength(target: Target, site: ResidualSite) -> None:
 def ablation_edits(target: Target, source: Source, form: AblationForm, basis: Tensor) -> Edits:
     """The edits of one form of ablation in this target."""
     if form == "zero":
-        return zero_ablation(target.model.dims, basis)
+        return ZeroAblation(basis)
     means = {s: m for s, m in target.harmless_means.items() if s.layer >= source.site.layer}
     return affine_ablation(basis, means)
 

@@ -7,7 +7,6 @@ mark for being right.
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechsafety.data.prompts import Prompt
-from mechsafety.effects.ablation import Edits
+from mechsafety.effects.ablation import Edits, under
 from mechsafety.judges.phrases import PhraseJudge, Verdict
 from mechsafety.metrics.cross_entropy import cross_entropy
-from mechsafety.models.hooking import intervene
 from mechsafety.models.model import Model
 from mechsafety.models.tokens import TokenizedPrompts, batches
 
@@ -48,7 +46,7 @@ def answer(
     edits: Edits | None = None,
 ) -> Answers:
     """Generate greedily under `edits` and judge each answer."""
-    with nullcontext() if not edits else intervene(model, edits):
+    with under(model, edits):
         generated = model.generate(
             prompts, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens
         )
@@ -87,7 +85,7 @@ def clean_answer_cross_entropy(
     joined = prompts.followed_by(clean.ids)
     starts = [len(ids) for ids in prompts.ids]
     means = torch.full((len(prompts.ids),), float("nan"), dtype=torch.float64)
-    with torch.inference_mode(), nullcontext() if not edits else intervene(model, edits):
+    with torch.inference_mode(), under(model, edits):
         for batch in batches(joined, batch_tokens):
             logits = model.forward(batch, keep="all")[:, :-1]
             targets = batch.ids[:, 1:].to(logits.device)

@@ -27,6 +27,9 @@ class Anatomy:
     post-norm where the family has one); None where no module's output is that tensor."""
     mlp_out: str | None
     """As `attn_out`, for the MLP."""
+    projections: tuple[str, ...]
+    """From a block, the linear maps whose outputs attention and MLP write; empty where one of
+    them has none (a mixture of experts)."""
     parallel: bool
     """Attention and MLP read the same stream, so that there is no `resid_mid`."""
     post_norm: bool
@@ -125,6 +128,7 @@ def _find(model: PreTrainedModel) -> Anatomy:
         final_norm=str(final_norm.name),
         attn_out=_contribution(block, "hook_attn_out"),
         mlp_out=_contribution(block, "hook_mlp_out"),
+        projections=_projections(block),
         parallel="hook_resid_mid" not in block.hook_aliases,
         post_norm="ln1_post" in block.submodules,
         rotary=embedding is not None,
@@ -153,6 +157,17 @@ def _contribution(block: Any, alias: str) -> str | None:
             return None
         names.append(str(part.name))
     return ".".join(names)
+
+
+def _projections(block: Any) -> tuple[str, ...]:
+    """The maps that TransformerLens calls `attn.o` and `mlp.out`."""
+    found: list[str] = []
+    for part, last in (("attn", "o"), ("mlp", "out")):
+        writer = block.submodules.get(part)
+        if writer is None or writer.name is None or last not in (writer.submodules or {}):
+            return ()
+        found.append(f"{writer.name}.{writer.submodules[last].name}")
+    return tuple(found)
 
 
 def _returns_tuple(model: PreTrainedModel, block: nn.Module) -> bool:

@@ -3,7 +3,8 @@
 """A model as everything above `models/` sees it."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Final, Literal
 
@@ -16,10 +17,11 @@ from mechsafety.core.sites import ModelDims
 from mechsafety.models.anatomy import anatomy
 from mechsafety.models.generating import Generated, generate_greedily
 from mechsafety.models.identity import identity
+from mechsafety.models.prefix import Prefix, shared_length, without_first
 from mechsafety.models.probe_report import ProbeReport
 from mechsafety.models.spec import ModelSpec
-from mechsafety.models.tails import head_residual, run_tail
-from mechsafety.models.tokens import TokenBatch, TokenizedPrompts
+from mechsafety.models.tails import head_residual, last_token_only, run_tail
+from mechsafety.models.tokens import TokenBatch, TokenizedPrompts, pad
 from mechsafety.models.wiring import Arrived, Wiring
 
 Keep = Literal["last", "all"]
@@ -48,6 +50,7 @@ class Model:
         """What the probes found when the model was opened; None where they were not run."""
         self.wiring = Wiring(hf)
         """What is installed at the moment (`intervene`, `reading`)."""
+        self._prefix_agrees: dict[tuple[int, ...], bool] = {}
 
     @property
     def device(self) -> torch.device:
@@ -68,27 +71,72 @@ class Model:
         return min(batch_tokens, CPU_TOKENS) if self.device.type == "cpu" else batch_tokens
 
     def run(
-        self, batch: TokenBatch, logits_to_keep: int = 0
+        self, batch: TokenBatch, logits_to_keep: int = 0, after: Prefix | None = None
     ) -> Float[Tensor, "batch kept vocab"] | None:
-        """One forward pass without KV cache, under everything that is installed.
+        """One forward pass, under everything that is installed.
 
         Returns the logits of the last `logits_to_keep` columns (0: of all), or None where a
         read ended the pass before them. The caller decides on gradients.
+
+        Args:
+            batch: Padded on either side; with `after`, prompts without the prefix.
+            logits_to_keep: Last columns that are unembedded.
+            after: Tokens before those of the batch, from `run_prefix` under the same edits.
         """
         there = batch.to(self.device)
+        alone = {
+            "attention_mask": there.attention_mask,
+            "position_ids": there.position_ids,
+            "use_cache": False,
+        }
         try:
             return self.wiring.runner(
                 input_ids=there.ids,
-                attention_mask=there.attention_mask,
-                position_ids=there.position_ids,
-                use_cache=False,
                 logits_to_keep=logits_to_keep,
+                **(alone if after is None else after.before(there)),
             ).logits
         except Arrived:
             return None
 
-    def _logits(self, batch: TokenBatch, logits_to_keep: int) -> Tensor:
-        logits = self.run(batch, logits_to_keep)
+    def run_prefix(self, ids: Sequence[int]) -> Prefix:
+        """Compute tokens that all prompts begin with, once, under everything that is installed."""
+        row = torch.tensor([list(ids)], device=self.device)
+        out = self.wiring.runner(
+            input_ids=row,
+            attention_mask=torch.ones_like(row),
+            position_ids=torch.arange(row.shape[1], device=self.device)[None],
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return Prefix(row.shape[1], out.past_key_values)
+
+    def shared_length(self, prompts: TokenizedPrompts) -> int:
+        """First tokens of all prompts that `run_prefix` may compute for them: 0 for none.
+
+        None where it saves too little, or where this model does not give the same logits so: a
+        sliding window counts the padding between prefix and prompt. Tried once on the longest and
+        the shortest prompt, and then remembered.
+        """
+        length = shared_length(prompts)
+        if not length:
+            return 0
+        by_length = sorted(range(len(prompts)), key=lambda row: len(prompts.ids[row]))
+        ends = prompts.select([by_length[-1], by_length[0]])
+        key = (length, *map(len, ends.ids))
+        if key not in self._prefix_agrees:
+            whole, rest = (
+                pad(p.ids, [0, 1], p.pad_id, "left") for p in (ends, without_first(ends, length))
+            )
+            with torch.inference_mode():
+                expected = self.forward(whole).float()
+                found = self.forward(rest, after=self.run_prefix(ends.ids[0][:length])).float()
+            tolerance = 64 * torch.finfo(self.dtype).eps * expected.abs().max()
+            self._prefix_agrees[key] = bool((found - expected).abs().max() <= tolerance)
+        return length if self._prefix_agrees[key] else 0
+
+    def _logits(self, batch: TokenBatch, after: Prefix | None, logits_to_keep: int) -> Tensor:
+        with self._narrowed(logits_to_keep):
+            logits = self.run(batch, logits_to_keep, after)
         if logits is None:
             raise HookError(
                 "computing logits: a read that ends the forward pass early is installed. Leave "
@@ -97,7 +145,7 @@ class Model:
         return logits
 
     def forward(
-        self, batch: TokenBatch, keep: Keep = "last"
+        self, batch: TokenBatch, keep: Keep = "last", after: Prefix | None = None
     ) -> Float[Tensor, "batch vocab"] | Float[Tensor, "batch pos vocab"]:
         """Logits under everything that is installed, on the model's device.
 
@@ -105,8 +153,15 @@ class Model:
             batch: Padded on either side.
             keep: `last`: of each prompt's last token, and nothing else is unembedded where
                 padding is on the left. `all`: of every column, padding included.
+            after: As for `run`.
         """
-        return _kept(batch, keep, partial(self._logits, batch))
+        return _kept(batch, keep, partial(self._logits, batch, after))
+
+    def _narrowed(self, logits_to_keep: int) -> AbstractContextManager[None]:
+        alone = logits_to_keep == 1 and self.wiring.backend == "torch"
+        if not alone or torch.is_grad_enabled() or self.wiring.watches_last_block():
+            return nullcontext()
+        return last_token_only(self.hf)
 
     def head(self, batch: TokenBatch, layer: int) -> Float[Tensor, "batch pos d_model"]:
         """`resid_pre` of `layer`, before the edits of that site; blocks from there do not run."""
@@ -133,15 +188,16 @@ class Model:
         there = batch.to(self.device)
 
         def logits(logits_to_keep: int) -> Tensor:
-            return run_tail(
-                self.wiring.runner,
-                residual,
-                layer=layer,
-                input_ids=there.ids,
-                attention_mask=there.attention_mask,
-                position_ids=there.position_ids,
-                logits_to_keep=logits_to_keep,
-            )
+            with self._narrowed(logits_to_keep if layer < self.dims.n_layers else 0):
+                return run_tail(
+                    self.wiring.runner,
+                    residual,
+                    layer=layer,
+                    input_ids=there.ids,
+                    attention_mask=there.attention_mask,
+                    position_ids=there.position_ids,
+                    logits_to_keep=logits_to_keep,
+                )
 
         return _kept(batch, keep, logits)
 

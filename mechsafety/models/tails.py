@@ -74,6 +74,35 @@ def _entered_at(hf: nn.Module, layer: int, residual: Tensor) -> Generator[None]:
         setattr(model.get_submodule(parent), last, norm)
 
 
+@contextmanager
+def last_token_only(hf: nn.Module) -> Generator[None]:
+    """Let the last block's output projection and MLP compute the last column alone.
+
+    Nothing reads the other columns when one token's logits are kept, and what the block adds is
+    then broadcast onto them. Saves three quarters of one block. Only for logits of the last
+    column, with nothing else installed in that block.
+    """
+    parts = anatomy(hf)
+    last = blocks(hf)[-1]
+    names = dict.fromkeys((parts.projections[0], parts.mlp_out)) if parts.projections else {}
+    handles = [
+        last.get_submodule(name).register_forward_pre_hook(_narrowed, with_kwargs=True)
+        for name in names
+        if name is not None and not parts.post_norm
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _narrowed(
+    _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return (args[0][:, -1:], *args[1:]), kwargs
+
+
 def run_tail(
     hf: nn.Module,
     residual: Float[Tensor, "batch pos d_model"],

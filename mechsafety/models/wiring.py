@@ -98,6 +98,12 @@ class Wiring:
         """Whether any edit is installed."""
         return any(not one.reads for group in self._stack for one in group)
 
+    def watches_last_block(self) -> bool:
+        """Whether anything sees what the last block computes, at whatever token."""
+        last = self.anatomy.dims.n_layers - 1
+        sites = (one.site for group in self._stack for one in group)
+        return any(site.layer == last and _place(site) != "input" for site in sites)
+
     @property
     def runner(self) -> nn.Module:
         """The Hugging Face model to call, so that everything that is installed takes effect."""

@@ -131,7 +131,8 @@ def test_blocks_above_the_last_site_do_not_run(prompts: TokenizedPrompts) -> Non
     ran: list[int] = []
     for index, block in enumerate(model.hf.model.layers):  # pyright: ignore
         block.register_forward_hook(lambda *_, i=index: ran.append(i))
-    collect(model, prompts, [ResidualSite(1, "resid_post")], ["last"], batch_tokens=10_000)
+    longest = prompts.select([max(range(N), key=lambda i: len(prompts.ids[i]))])
+    collect(model, longest, [ResidualSite(1, "resid_post")], ["last"], batch_tokens=10_000)
     assert ran == [0, 1]
 
 

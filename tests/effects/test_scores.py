@@ -52,7 +52,7 @@ def test_ablation_bypasses_refusal_and_leaves_harmless_prompts_alone(ssft: Attac
 def test_the_upper_blocks_alone_give_the_same_scores(ssft: Attackable) -> None:
     target = ssft.target
     edits = ablation_edits(target, ssft.source, "affine", ssft.source.subspace.basis)
-    halfway = run_halfway(ssft.model, target.harmful.tokens, LAYER, BATCH_TOKENS)
+    halfway = run_halfway(ssft.model, target.harmful.tokens, [LAYER], BATCH_TOKENS)[LAYER]
     clean = target.harmful.logits
     whole = first_token_logits(ssft.model, target.harmful.tokens, BATCH_TOKENS, edits)
     upper = first_token_logits(ssft.model, target.harmful.tokens, BATCH_TOKENS, edits, halfway)
