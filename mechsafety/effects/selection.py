@@ -16,17 +16,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechsafety.core.errors import SampleError
-from mechsafety.core.positions import Position
 from mechsafety.core.progress import progress
 from mechsafety.core.sites import ResidualSite
-from mechsafety.effects.ablation import ZeroAblation, addition, under
-from mechsafety.effects.scores import Halfway, first_token_logits, run_halfway
+from mechsafety.effects.ablation import ZeroAblation, addition
+from mechsafety.effects.adding import added_scores
+from mechsafety.effects.scores import Halfway, first_token_logits, run_halfway, score
 from mechsafety.effects.selection_rule import SelectionFilters, choose, kept
 from mechsafety.linalg.typed import linalg
 from mechsafety.metrics.kl import kl_divergence
 from mechsafety.metrics.refusal_score import refusal_score
 from mechsafety.models.model import Model
-from mechsafety.models.tokens import TokenBatch, TokenizedPrompts
+from mechsafety.models.tokens import TokenizedPrompts
 
 Mode = Literal["exhaustive", "winner"]
 
@@ -37,8 +37,8 @@ _NOT_SCORED: Final = float("nan")
 class Candidates:
     """Directions to choose from: one for each position and site at which it was read."""
 
-    positions: tuple[Position, ...]
-    """In the order in which ties are decided."""
+    positions: tuple[str, ...]
+    """In the order in which ties are decided; for controls, names of the draws."""
     sites: tuple[ResidualSite, ...]
     """As above; the `layer` axis of every score."""
     vectors: Float[Tensor, "position layer d_model"]
@@ -250,45 +250,21 @@ def _added(
     site: ResidualSite,
     vectors: Float[Tensor, "n_vectors d_model"],
 ) -> Float[Tensor, "n_harmless n_vectors"]:
-    found = torch.full((len(trial.harmless), len(vectors)), _NOT_SCORED, dtype=torch.float64)
-    at_entry = site.stream in ("resid_pre", "resid_post")
-    room = model.pass_tokens(trial.batch_tokens)
-    with torch.inference_mode():
-        for batch, residual in start.batches:
-            together = max(1, room // batch.ids.numel()) if at_entry else 1
-            for first in range(0, len(vectors), together):
-                some = vectors[first : first + together]
-                if at_entry:
-                    logits = model.tail(
-                        _with_each(residual, some), repeated(batch, len(some)), start.layer
-                    )
-                else:
-                    with under(model, addition(site, some[0], 1.0)):
-                        logits = model.tail(residual, batch, start.layer)
-                scores = refusal_score(logits.float().cpu(), trial.refusal_ids)
-                columns = slice(first, first + len(some))
-                found[batch.rows, columns] = scores.reshape(len(some), -1).T
-    return found
-
-
-def _with_each(
-    residual: Float[Tensor, "batch pos d_model"], vectors: Float[Tensor, "n_vectors d_model"]
-) -> Float[Tensor, "n_rows pos d_model"]:
-    """The batch once for each vector, with the vector added at every token."""
-    there = vectors.to(residual.device, torch.float32)
-    summed = residual.float()[None] + there[:, None, None, :]
-    return summed.flatten(0, 1).to(residual.dtype)
-
-
-def repeated(batch: TokenBatch, times: int) -> TokenBatch:
-    """The same rows several times over, one copy after the other."""
-    return TokenBatch(
-        ids=batch.ids.repeat(times, 1),
-        attention_mask=batch.attention_mask.repeat(times, 1),
-        position_ids=batch.position_ids.repeat(times, 1),
-        rows=batch.rows.repeat(times),
-        offsets=batch.offsets.repeat(times),
-    )
+    """Refusal scores with each vector added at the site."""
+    if site.stream in ("resid_pre", "resid_post"):
+        return added_scores(model, start, vectors, trial.refusal_ids, trial.batch_tokens)
+    scores = [
+        score(
+            model,
+            trial.harmless,
+            trial.refusal_ids,
+            trial.batch_tokens,
+            addition(site, vector, 1.0),
+            halfway=start,
+        ).refusal
+        for vector in vectors
+    ]
+    return torch.stack([found for found in scores if found is not None], dim=1)
 
 
 def _entry(site: ResidualSite) -> int:

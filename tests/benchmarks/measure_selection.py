@@ -178,7 +178,7 @@ def main() -> None:
     # As long as a mean difference is beside the stream: about its own norm at the middle layers.
     vectors = torch.randn(args.positions, N_LAYERS, D_MODEL, generator=generator)
     candidates = Candidates(
-        tuple(Position("eoi", p) for p in range(-args.positions, 0)),
+        tuple(f"eoi[{p}]" for p in range(-args.positions, 0)),
         tuple(ResidualSite(layer, "resid_pre") for layer in range(N_LAYERS)),
         vectors,
     )

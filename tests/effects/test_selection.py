@@ -44,7 +44,7 @@ def found(ssft: Attackable) -> tuple[Model, Trial, Candidates]:
         ssft.target.refusal_ids.tolist(),
         BATCH_TOKENS,
     )
-    return model, trial, Candidates(POSITIONS, sites, vectors)
+    return model, trial, Candidates(tuple(map(str, POSITIONS)), sites, vectors)
 
 
 def naive(model: Model, trial: Trial, vector: Tensor, site: ResidualSite) -> list[Tensor]:
@@ -119,7 +119,7 @@ def test_additions_at_other_streams_equal_hooks_too(
 ) -> None:
     model, trial, candidates = found
     sites = (ResidualSite(1, "resid_mid"), ResidualSite(model.dims.n_layers - 1, "resid_post"))
-    other = Candidates(POSITIONS, sites, candidates.vectors[:, 2:4])
+    other = Candidates(candidates.positions, sites, candidates.vectors[:, 2:4])
     scores = select_direction(model, trial, other, SelectionFilters(prune_layers=1.0)).scores
     for s, site in enumerate(sites):
         expected = naive(model, trial, other.at(1, s), site)[1]
