@@ -31,4 +31,5 @@ AXES: Final[dict[str, str]] = {
     "split": "random halves of a cross-fit",
     "group": "groups of rows that are left out together",
     "token": "tokens in one flat list",
+    "cell": "cells of a map (layers, positions, windows), flattened",
 }
