@@ -17,7 +17,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -160,17 +160,9 @@ def number(what: str, value: object) -> float:
         raise SampleError(f"{what} is a number beyond float64.") from None
 
 
-def threshold(off: float) -> Callable[[str], float | None]:
-    """Reads a threshold, where the infinity `off` means that there is no filter."""
-
-    def read(text: str) -> float | None:
-        # People copy the minus sign of a page as well as that of the keyboard.
-        value = float(text.replace("−", "-"))
-        if math.isnan(value) or value == -off:
-            raise argparse.ArgumentTypeError(f"{text} discards every candidate; {off} none.")
-        return None if value == off else value
-
-    return read
+def threshold(text: str) -> float:
+    """Reads a number, with the minus sign of a page or that of the keyboard."""
+    return float(text.replace("−", "-"))
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -181,14 +173,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--evaluations", type=Path, required=True, metavar="FILE")
     parser.add_argument(
         "--kl-threshold",
-        type=threshold(math.inf),
+        type=threshold,
         default=defaults.kl_threshold,
         metavar="X",
         help="discard a larger KL; default %(default)s, inf: off",
     )
     parser.add_argument(
         "--induce-threshold",
-        type=threshold(-math.inf),
+        type=threshold,
         default=defaults.induce_threshold,
         metavar="X",
         help="discard a smaller induce score; default %(default)s, -inf: off",

@@ -6,13 +6,14 @@ smallest bypass of the rest. Equal ones go to the first by position, then layer.
 Source: arXiv:2406.11717, section 2.4, with the signs of its code, which keeps equality.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from mechsafety.core.config import FrozenConfig
@@ -23,7 +24,10 @@ NOTHING: Final = -1
 
 
 class SelectionFilters(FrozenConfig):
-    """Filters of the candidates; the defaults are the published ones."""
+    """Filters of the candidates; the defaults are the published ones.
+
+    A threshold that nothing can fail (`.inf` for the KL, `-.inf` for induce) is read as None.
+    """
 
     prune_layers: float = Field(default=0.8, gt=0, le=1)
     """Share of the depth whose block inputs are candidates: layers below `int(prune_layers *
@@ -35,6 +39,16 @@ class SelectionFilters(FrozenConfig):
     induce_threshold: float | None = 0.0
     """Candidates of which the addition gives harmless prompts a lower refusal score (log-odds) are
     discarded. None: any will do."""
+
+    @field_validator("kl_threshold", mode="before")
+    @classmethod
+    def _no_upper_limit_is_off(cls, given: object) -> object:
+        return None if given == math.inf else given
+
+    @field_validator("induce_threshold", mode="before")
+    @classmethod
+    def _no_lower_limit_is_off(cls, given: object) -> object:
+        return None if given == -math.inf else given
 
     def layer_cut(self, n_layers: int) -> int:
         """The first layer that is no candidate, truncated as the published code does."""

@@ -179,6 +179,16 @@ def test_more_layers_than_the_model_has_are_refused() -> None:
         kept(SelectionFilters(), N_LAYERS - 1, scores, scores, scores)
 
 
+def test_a_threshold_that_nothing_can_fail_is_a_filter_that_is_off() -> None:
+    endless = {"kl_threshold": math.inf, "induce_threshold": -math.inf}
+    assert SelectionFilters(prune_layers=1.0, **endless) == OFF
+    for name, limit in endless.items():
+        with pytest.raises(ValidationError, match=f"{name}\n.*finite"):
+            SelectionFilters.model_validate({name: -limit})
+        with pytest.raises(ValidationError, match="finite"):
+            SelectionFilters.model_validate({name: math.nan})
+
+
 @pytest.mark.parametrize("share", [0.0, 1.2, math.nan])
 def test_a_share_of_the_depth_lies_between_0_and_1(share: float) -> None:
     with pytest.raises(ValidationError, match="prune_layers"):

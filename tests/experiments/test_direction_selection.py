@@ -245,8 +245,8 @@ def test_bad_input_is_one_message_and_exit_code_2(
     [
         (["--prune-layers", "1.5"], "prune_layers"),
         (["--n-layers", "4"], "up to layer 4"),
-        (["--kl-threshold", "-inf"], "discards every candidate"),
-        (["--induce-threshold", "nan"], "discards every candidate"),
+        (["--kl-threshold", "-inf"], "kl_threshold"),
+        (["--induce-threshold", "nan"], "induce_threshold"),
         (["--induce-threshold", "low"], "--induce-threshold"),
         (["--induce-threshold"], "expected one argument"),
         (["--kl-threshold", "--json"], "expected one argument"),
