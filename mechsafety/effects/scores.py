@@ -136,6 +136,20 @@ def _passes(
             yield batch, model.forward(batch, after=prefix)
 
 
+def refusal_scores(
+    model: Model,
+    prompts: TokenizedPrompts,
+    refusal_ids: Int[Tensor, " n_refusal"],
+    batch_tokens: int,
+    edits: Edits | PerBatch | None = None,
+    halfway: Halfway | None = None,
+) -> Float[Tensor, " prompt"]:
+    """Refusal score of every prompt under `edits`; arguments as for `score`."""
+    return refusal_score(
+        first_token_logits(model, prompts, batch_tokens, edits, halfway), refusal_ids
+    )
+
+
 def score(
     model: Model,
     prompts: TokenizedPrompts,

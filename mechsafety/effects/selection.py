@@ -20,7 +20,7 @@ from mechsafety.core.progress import progress
 from mechsafety.core.sites import ResidualSite
 from mechsafety.effects.ablation import ZeroAblation, addition
 from mechsafety.effects.adding import added_scores
-from mechsafety.effects.scores import Halfway, first_token_logits, run_halfway, score
+from mechsafety.effects.scores import Halfway, first_token_logits, refusal_scores, run_halfway
 from mechsafety.effects.selection_rule import SelectionFilters, choose, kept
 from mechsafety.linalg.typed import linalg
 from mechsafety.metrics.kl import kl_divergence
@@ -254,17 +254,17 @@ def _added(
     if site.stream in ("resid_pre", "resid_post"):
         return added_scores(model, start, vectors, trial.refusal_ids, trial.batch_tokens)
     scores = [
-        score(
+        refusal_scores(
             model,
             trial.harmless,
             trial.refusal_ids,
             trial.batch_tokens,
             addition(site, vector, 1.0),
-            halfway=start,
-        ).refusal
+            start,
+        )
         for vector in vectors
     ]
-    return torch.stack([found for found in scores if found is not None], dim=1)
+    return torch.stack(scores, dim=1)
 
 
 def _entry(site: ResidualSite) -> int:

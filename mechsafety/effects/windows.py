@@ -16,7 +16,7 @@ from mechsafety.core.positions import Position
 from mechsafety.core.progress import progress
 from mechsafety.core.sites import ResidualSite
 from mechsafety.effects.ablation import Hooks, zero_ablation
-from mechsafety.effects.scores import Halfway, score
+from mechsafety.effects.scores import Halfway, refusal_scores
 from mechsafety.interventions.ablate import ablate
 from mechsafety.interventions.at_tokens import at_tokens
 from mechsafety.interventions.intervention import Intervention
@@ -68,11 +68,8 @@ def window_scores(
     columns: list[Tensor] = []
     for window in progress(tried, "ablating windows", total=len(tried)):
         edits = window_ablation(window, basis)
-        found = score(
-            model, prompts, refusal_ids, batch_tokens, edits, halfway=starts[window[0]]
-        ).refusal
-        assert found is not None  # refusal tokens are given
-        columns.append(found)
+        start = starts[window[0]]
+        columns.append(refusal_scores(model, prompts, refusal_ids, batch_tokens, edits, start))
     return torch.stack(columns, dim=1)
 
 
@@ -89,9 +86,7 @@ def position_scores(
     columns: list[Tensor] = []
     for position in positions:
         edits = partial(_located, everywhere, prompts, position)
-        found = score(model, prompts, refusal_ids, batch_tokens, edits).refusal
-        assert found is not None  # refusal tokens are given
-        columns.append(found)
+        columns.append(refusal_scores(model, prompts, refusal_ids, batch_tokens, edits))
     return torch.stack(columns, dim=1)
 
 

@@ -95,6 +95,28 @@ def open_arm(model: ModelSpec, runtime: Runtime, chat: ChatFormat, probe: bool) 
     )
 
 
+_resident: list[tuple[tuple[ModelSpec, Runtime, ChatFormat], Model]] = []
+
+
+def resident_arm(model: ModelSpec, runtime: Runtime, chat: ChatFormat, probe: bool) -> Model:
+    """The model of a job, kept open in this process for the job after it.
+
+    One model at a time: asking for another lets the first go. A study whose jobs ask one model
+    several questions so loads it once per process. `let_go` ends it.
+    """
+    key = (model, runtime, chat)
+    if not _resident or _resident[0][0] != key or (probe and _resident[0][1].probes is None):
+        let_go()
+        _resident.append((key, open_arm(model, runtime, chat, probe)))
+    return _resident[0][1]
+
+
+def let_go() -> None:
+    """Close the resident model of this process, if there is one."""
+    while _resident:
+        _resident.pop()[1].close()
+
+
 def read_arm(job: ArmJob) -> ArmView:
     """Open one arm, read its activations and answers, and let it go."""
     model = open_arm(job.model, job.runtime, job.chat, probe=True)
