@@ -11,17 +11,26 @@ from torch import Tensor
 from mechsafety.core.config import FrozenConfig
 from mechsafety.core.layers import LayerRule, resolve_layer
 from mechsafety.core.positions import PositionText
-from mechsafety.core.result import Cell as CellValues
 from mechsafety.core.result import DeclaredFinding, Finding, verdict
-from mechsafety.core.seeding import named_generator
-from mechsafety.core.specification import Choice, specification_curve
 from mechsafety.effects.ablation import AblationForm
 from mechsafety.effects.ablation_matrix import Cell
-from mechsafety.metrics.intervals import Interval, mcnemar, paired_difference, student_mean
+from mechsafety.metrics.intervals import Interval, student_mean
 from mechsafety.metrics.massive_channels import Control
 from mechsafety.metrics.pairing import PAIRING_WORDS, Pairing
 from mechsafety.metrics.spectral_intervals import Jackknifed, independent_difference
 from mechsafety.studies.attack import Attacked, AttackMatrix
+from mechsafety.studies.claims import (
+    Assessed,
+    Choices,
+    Effect,
+    assembled,
+    choice_key,
+    null_range,
+    rate_difference,
+    share_words,
+    span,
+    unmeasured,
+)
 from mechsafety.studies.spectra import HARM, CellKey, Cells
 
 MIN_SEEDS = 6
@@ -134,89 +143,41 @@ class Measured:
         return self.clusters if side == "harmful" else self.harmless_clusters
 
 
-@dataclass(frozen=True)
-class Effect:
-    """The claim's number under one choice of analysis."""
-
-    value: float
-    interval: Interval
-    null: tuple[float, float]
-    n: int
-    words: str
-    """Both sides of the difference, in words and numbers."""
-
-
-Choices = Mapping[tuple[tuple[str, str], ...], Effect]
-"""Settings of each legal choice, as sorted pairs → its effect."""
-
-
-@dataclass(frozen=True)
-class Assessed:
-    """A claim under every legal choice, and which of them is primary."""
-
-    primary: Mapping[str, str]
-    choices: Choices
-    null: str
-    unit: str
-    mechanism: str | None = None
-    notes: tuple[str, ...] = ()
-    agrees: bool = True
-    """False where another form with acceptable harmless KL gives another verdict."""
-
-
 def finding(claim: Claim, measured: Sequence[Measured], notes: Sequence[str]) -> Finding:
     """One declared claim as a finding; `measured` has one entry a training seed."""
     used = measured if claim.scope == "method" else measured[:1]
     # An arm may refuse too little to be ablated in one training seed and not in another.
     why = next((why for one in used if (why := _unmeasurable(claim, one))), None)
     if why:
-        return _unmeasured(claim, why, notes)
+        return unmeasured(claim, why, notes)
     assessed = [_assess(claim, one) for one in used]
     first = assessed[0]
-    primary = tuple(sorted(first.primary.items()))
+    primary = choice_key(first.primary)
     if any(primary not in a.choices for a in assessed):
-        return _unmeasured(
+        return unmeasured(
             claim, "The differences at the primary cell have no energy, or too few rows.", notes
         )
-    choices = (
-        _over_seeds([a.choices for a in assessed]) if claim.scope == "method" else first.choices
+    agrees = all(a.agrees for a in assessed)
+    if claim.scope == "checkpoint":
+        return assembled(claim, first, notes)
+    choices = _over_seeds([a.choices for a in assessed])
+    values = [a.choices[primary].value for a in assessed]
+    words = (
+        f"{sum(v > 0 for v in values)} of {len(values)} training seeds positive. "
+        f"{choices[primary].words}"
     )
-    effect = choices[primary]
-    found = verdict(effect.value, *effect.interval, claim.margin, effect.null)
-    explanation = effect.words
-    if claim.scope == "method":
-        values = [a.choices[primary].value for a in assessed]
-        positive = sum(v > 0 for v in values)
-        explanation = f"{positive} of {len(values)} training seeds positive. {explanation}"
-        if len(values) < MIN_SEEDS:
-            found = "inconclusive"
-            explanation += f" Fewer than {MIN_SEEDS} seeds give no interval over training."
-    if not all(a.agrees for a in assessed):
-        found = "inconclusive"
-    curve = specification_curve(
-        [Choice(dict(settings), e.value, *e.interval, e.null) for settings, e in choices.items()],
-        first.primary,
-        claim.margin,
-    )
-    return Finding(
-        id=claim.id,
-        claim=claim.claim,
-        scope=claim.scope,
-        value=effect.value,
-        ci_low=effect.interval.low,
-        ci_high=effect.interval.high,
-        null_low=effect.null[0],
-        null_high=effect.null[1],
-        null=first.null,
-        n=len(assessed) if claim.scope == "method" else effect.n,
-        unit=f"{first.unit} (training seeds)" if claim.scope == "method" else first.unit,
-        verdict=found,
-        margin=claim.margin,
-        explanation=explanation,
-        cell=_resolved(claim, first.primary),
-        specification=curve,
-        mechanism=first.mechanism,
-        notes=tuple(dict.fromkeys((*notes, *first.notes))),
+    few = len(values) < MIN_SEEDS
+    if few:
+        words += f" Fewer than {MIN_SEEDS} seeds give no interval over training."
+    return assembled(
+        claim,
+        first,
+        notes,
+        choices=choices,
+        n=len(assessed),
+        unit=f"{first.unit} (training seeds)",
+        words=words,
+        inconclusive=few or not agrees,
     )
 
 
@@ -282,15 +243,15 @@ def _concentration(cell: ConcentrationCell, measured: Measured) -> Assessed:
         for estimate, one, other in estimates:
             if one is None or other is None or a.null is None or b.null is None:
                 continue
-            null = _range(a.null - b.null)
-            choices[tuple(sorted({**settings, "estimate": estimate}.items()))] = Effect(
+            null = null_range(a.null - b.null)
+            choices[choice_key({**settings, "estimate": estimate})] = Effect(
                 value=one.value - other.value,
                 interval=(one - other).interval(),
                 null=null,
                 n=a.n_rows,
                 words=f"Top-2 share {_with_interval(one)} in {cell.arm} against "
                 f"{_with_interval(other)} in {cell.versus}; permuted labels give a difference of "
-                f"{_span(null)}" + _beside(one.value - other.value, null),
+                f"{span(null)}" + _beside(one.value - other.value, null),
             )
     return Assessed(
         primary={**_primary(cell, measured), "estimate": cell.estimate},
@@ -311,7 +272,7 @@ def _specificity(cell: SpecificityCell, measured: Measured) -> Assessed:
         for contrast in get_args(UnrelatedContrast):
             effect = _excess_effect(cell, contrast, key, measured)
             if effect is not None:
-                choices[tuple(sorted({**settings, "contrast": contrast}.items()))] = effect
+                choices[choice_key({**settings, "contrast": contrast})] = effect
     arms = (cell.arm, cell.versus) if cell.versus else (cell.arm,)
     return Assessed(
         primary={**_primary(cell, measured), "contrast": cell.contrast},
@@ -345,7 +306,7 @@ def _excess_effect(
         value, interval = independent_difference(shares, others)
     else:
         value, interval = (shares - others).value, (shares - others).interval()
-    span = _range(null)
+    covered = null_range(null)
     each = "; ".join(
         f"{arm} {own.top2.value:.2f} for harm, {other.value:.2f} there"
         for arm, (own, other) in zip(arms, known, strict=True)
@@ -353,10 +314,10 @@ def _excess_effect(
     return Effect(
         value=value,
         interval=interval,
-        null=span,
+        null=covered,
         n=known[0][0].n_rows,
         words=f"Top-2 share beside {contrast.removeprefix(_MATCHED)} pairs: {each}. Permuted "
-        f"labels give an excess of {_span(span)}" + _beside(value, span),
+        f"labels give an excess of {span(covered)}" + _beside(value, covered),
     )
 
 
@@ -437,14 +398,14 @@ def _self_ablation(cell: SelfAblationCell, measured: Measured, margin: float) ->
             _differences(mine.controls.harmful_rate),
             measured,
             f"Refusals of {cell.arm} left after ablating its own direction: "
-            f"{_rate(mine_left.judged('refused'))} ({sum(mine_left.judged('degenerate'))} "
-            f"degenerate); after {cell.versus}'s: {_rate(left.judged('refused'))} "
+            f"{share_words(mine_left.judged('refused'))} ({sum(mine_left.judged('degenerate'))} "
+            f"degenerate); after {cell.versus}'s: {share_words(left.judged('refused'))} "
             f"({sum(left.judged('degenerate'))} degenerate)",
         )
         settings = {"layer": layer, "form": form, "rank": rank}
         worst = max(float(c.harmless.kl.mean()) for c in (mine, theirs))
         if worst < measured.matrix.kl_bound or settings == primary:
-            choices[tuple(sorted(settings.items()))] = effect
+            choices[choice_key(settings)] = effect
         if layer == primary["layer"] and rank == primary["rank"]:
             kl[form] = f"{form}: harmless KL up to {worst:.2f} nats"
             if worst < measured.matrix.kl_bound:
@@ -479,14 +440,14 @@ def _harmless_shift(cell: HarmlessShiftCell, measured: Measured) -> Assessed:
             continue
         after = mine.harmless.answers.judged("refused")
         settings = {"layer": layer, "form": form, "rank": rank}
-        choices[tuple(sorted(settings.items()))] = rate_effect(
+        choices[choice_key(settings)] = rate_effect(
             after,
             before,
             measured.harmless_clusters,
             mine.controls.harmless_rate - sum(before) / len(before),
             measured,
-            f"Harmless prompts refused by {cell.arm}: {_rate(before)} before, {_rate(after)} under "
-            f"{form} ablation of its own direction; mean KL "
+            f"Harmless prompts refused by {cell.arm}: {share_words(before)} before, "
+            f"{share_words(after)} under {form} ablation of its own direction; mean KL "
             f"{float(mine.harmless.kl.mean()):.2f} nats",
         )
     return Assessed(
@@ -510,27 +471,15 @@ def rate_effect(
     measured: Measured,
     words: str,
 ) -> Effect:
-    """Difference of two rates of the same prompts, first minus second, clusters undivided."""
-    a, b = torch.tensor(list(first)), torch.tensor(list(second))
-    if len(set(clusters)) < 2 or bool(((a.int() - b.int()) == (a.int() - b.int())[0]).all()):
-        # Equal differences leave nothing to resample; McNemar's interval keeps its width. Each
-        # cluster counts as one prompt, because nothing shows that prompts within one differ.
-        firsts = [clusters.index(name) for name in dict.fromkeys(clusters)]
-        found = mcnemar(a[firsts], b[firsts]).interval
-        value = float(a.double().mean() - b.double().mean())
-        interval = Interval(min(found.low, value), max(found.high, value))
-    else:
-        generator = named_generator(measured.seed, "rates")
-        interval = paired_difference(
-            a.double(), b.double(), generator, resamples=2000, clusters=list(clusters)
-        )
-    span = _range(null)
+    """Difference of two rates of the same prompts, beside that of its controls."""
+    value, interval = rate_difference(first, second, clusters, measured.seed)
+    covered = null_range(null)
     return Effect(
-        value=float(a.double().mean() - b.double().mean()),
+        value=value,
         interval=interval,
-        null=span,
-        n=len(a),
-        words=f"{words}; controls give {_span(span)}.",
+        null=covered,
+        n=len(first),
+        words=f"{words}; controls give {span(covered)}.",
     )
 
 
@@ -563,32 +512,6 @@ def _unmeasurable(claim: Claim, measured: Measured) -> str | None:
     return None
 
 
-def _unmeasured(claim: Claim, why: str, notes: Sequence[str]) -> Finding:
-    return Finding(
-        id=claim.id,
-        claim=claim.claim,
-        scope=claim.scope,
-        value=None,
-        ci_low=None,
-        ci_high=None,
-        null_low=None,
-        null_high=None,
-        null="not drawn, because the claim could not be measured",
-        n=0,
-        unit="not measured",
-        verdict="inconclusive",
-        margin=claim.margin,
-        explanation=f"Not measured. {why}",
-        cell=_resolved(claim, {}),
-        notes=tuple(notes),
-    )
-
-
-def _resolved(claim: Claim, primary: Mapping[str, str]) -> CellValues:
-    stated: CellValues = claim.cell.model_dump(mode="json")
-    return {**stated, **primary}
-
-
 def _layer(rule: LayerRule, arm: str, measured: Measured) -> int:
     return resolve_layer(rule, measured.n_layers, measured.attacked_layer.get(arm))
 
@@ -613,14 +536,9 @@ def _over_seeds(by_seed: Sequence[Choices]) -> Choices:
             null=null,
             n=len(effects),
             words=f"By seed: {', '.join(f'{e.value:+.2f}' for e in effects)}; the null spans "
-            f"{_span(null)} on average.",
+            f"{span(null)} on average.",
         )
     return merged
-
-
-def _range(draws: Tensor) -> tuple[float, float]:
-    low, high = draws.double().quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
-    return float(low), float(high)
 
 
 def _rows_word(measured: Measured) -> str:
@@ -639,11 +557,3 @@ def _beside(value: float, null: tuple[float, float]) -> str:
     if value < null[0]:
         return ", which is more: the effect is not about harm."
     return ", which covers the effect: it may not be about harm."
-
-
-def _span(null: tuple[float, float]) -> str:
-    return f"{null[0]:+.2f} to {null[1]:+.2f}"
-
-
-def _rate(outcomes: Sequence[bool]) -> str:
-    return f"{sum(outcomes)}/{len(outcomes)}"

@@ -1,0 +1,167 @@
+"""From a declared claim and the effects of its legal choices to a finding."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mechsafety.core.config import FrozenConfig
+from mechsafety.core.result import Cell, DeclaredFinding, Finding, Verdict, verdict
+from mechsafety.core.seeding import named_generator
+from mechsafety.core.specification import Choice, specification_curve
+from mechsafety.metrics.intervals import Interval, mcnemar, paired_difference
+
+AnyClaim = DeclaredFinding[Any]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """The claim's number under one choice of analysis."""
+
+    value: float
+    interval: Interval
+    null: tuple[float, float]
+    n: int
+    words: str
+    """Both sides of the difference, in words and numbers."""
+
+
+Choices = Mapping[tuple[tuple[str, str], ...], Effect]
+"""Settings of each legal choice, as sorted pairs → its effect."""
+
+
+def choice_key(settings: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Settings as `Choices` holds them."""
+    return tuple(sorted(settings.items()))
+
+
+@dataclass(frozen=True)
+class Assessed:
+    """A claim under every legal choice, and which of them is primary."""
+
+    primary: Mapping[str, str]
+    choices: Choices
+    null: str
+    unit: str
+    mechanism: str | None = None
+    notes: tuple[str, ...] = ()
+    agrees: bool = True
+    """False where another form with acceptable harmless KL gives another verdict."""
+
+
+def assembled(
+    claim: AnyClaim,
+    assessed: Assessed,
+    notes: Sequence[str],
+    *,
+    choices: Choices | None = None,
+    n: int | None = None,
+    unit: str | None = None,
+    words: str | None = None,
+    inconclusive: bool = False,
+) -> Finding:
+    """The finding of an assessed claim: primary effect, verdict and specification curve.
+
+    Args:
+        claim: As the YAML states it.
+        assessed: Its effects; the primary one must be among them.
+        notes: Of the run, before those of the claim.
+        choices: In place of the assessed ones, such as their means over training seeds.
+        n: In place of the effect's.
+        unit: In place of the assessed one.
+        words: In place of the effect's.
+        inconclusive: No verdict stands, whatever the numbers say.
+    """
+    used = assessed.choices if choices is None else choices
+    effect = used[choice_key(assessed.primary)]
+    found: Verdict = verdict(effect.value, *effect.interval, claim.margin, effect.null)
+    curve = specification_curve(
+        [Choice(dict(settings), e.value, *e.interval, e.null) for settings, e in used.items()],
+        assessed.primary,
+        claim.margin,
+    )
+    return Finding(
+        id=claim.id,
+        claim=claim.claim,
+        scope=claim.scope,
+        value=effect.value,
+        ci_low=effect.interval.low,
+        ci_high=effect.interval.high,
+        null_low=effect.null[0],
+        null_high=effect.null[1],
+        null=assessed.null,
+        n=effect.n if n is None else n,
+        unit=assessed.unit if unit is None else unit,
+        verdict="inconclusive" if inconclusive or not assessed.agrees else found,
+        margin=claim.margin,
+        explanation=effect.words if words is None else words,
+        cell=resolved(claim, assessed.primary),
+        specification=curve,
+        mechanism=assessed.mechanism,
+        notes=tuple(dict.fromkeys((*notes, *assessed.notes))),
+    )
+
+
+def unmeasured(claim: AnyClaim, why: str, notes: Sequence[str]) -> Finding:
+    """A claim that this run could not measure, with the reason in words."""
+    return Finding(
+        id=claim.id,
+        claim=claim.claim,
+        scope=claim.scope,
+        value=None,
+        ci_low=None,
+        ci_high=None,
+        null_low=None,
+        null_high=None,
+        null="not drawn, because the claim could not be measured",
+        n=0,
+        unit="not measured",
+        verdict="inconclusive",
+        margin=claim.margin,
+        explanation=f"Not measured. {why}",
+        cell=resolved(claim, {}),
+        notes=tuple(notes),
+    )
+
+
+def resolved(claim: AnyClaim, primary: Mapping[str, str]) -> Cell:
+    """The claim's cell with what its rules came to in this run."""
+    cell: FrozenConfig = claim.cell
+    stated: Cell = cell.model_dump(mode="json")
+    return {**stated, **primary}
+
+
+def rate_difference(
+    first: Sequence[bool], second: Sequence[bool], clusters: Sequence[str], seed: int
+) -> tuple[float, Interval]:
+    """Difference of two rates of the same prompts, first minus second, clusters undivided."""
+    a, b = torch.tensor(list(first)), torch.tensor(list(second))
+    value = float(a.double().mean() - b.double().mean())
+    if len(set(clusters)) < 2 or bool(((a.int() - b.int()) == (a.int() - b.int())[0]).all()):
+        # Equal differences leave nothing to resample; McNemar's interval keeps its width. Each
+        # cluster counts as one prompt, because nothing shows that prompts within one differ.
+        firsts = [clusters.index(name) for name in dict.fromkeys(clusters)]
+        found = mcnemar(a[firsts], b[firsts]).interval
+        return value, Interval(min(found.low, value), max(found.high, value))
+    generator = named_generator(seed, "rates")
+    return value, paired_difference(
+        a.double(), b.double(), generator, resamples=2000, clusters=list(clusters)
+    )
+
+
+def null_range(draws: Tensor) -> tuple[float, float]:
+    """2.5 % and 97.5 % quantiles of the draws of a null."""
+    low, high = draws.double().quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+    return float(low), float(high)
+
+
+def span(null: tuple[float, float]) -> str:
+    """The range of a null in words."""
+    return f"{null[0]:+.2f} to {null[1]:+.2f}"
+
+
+def share_words(outcomes: Sequence[bool]) -> str:
+    """Such as `3/40`."""
+    return f"{sum(outcomes)}/{len(outcomes)}"
