@@ -2,18 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from mechsafety.core.config import FrozenConfig
-from mechsafety.core.result import Cell, DeclaredFinding, Finding, Verdict, verdict
+from mechsafety.core.result import Cell, CellT, DeclaredFinding, Finding, Verdict, verdict
 from mechsafety.core.seeding import named_generator
 from mechsafety.core.specification import Choice, specification_curve
 from mechsafety.metrics.intervals import Interval, mcnemar, paired_difference
-
-AnyClaim = DeclaredFinding[Any]
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Assessed:
 
 
 def assembled(
-    claim: AnyClaim,
+    claim: DeclaredFinding[CellT],
     assessed: Assessed,
     notes: Sequence[str],
     *,
@@ -104,7 +102,7 @@ def assembled(
     )
 
 
-def unmeasured(claim: AnyClaim, why: str, notes: Sequence[str]) -> Finding:
+def unmeasured(claim: DeclaredFinding[CellT], why: str, notes: Sequence[str]) -> Finding:
     """A claim that this run could not measure, with the reason in words."""
     return Finding(
         id=claim.id,
@@ -126,10 +124,9 @@ def unmeasured(claim: AnyClaim, why: str, notes: Sequence[str]) -> Finding:
     )
 
 
-def resolved(claim: AnyClaim, primary: Mapping[str, str]) -> Cell:
+def resolved(claim: DeclaredFinding[CellT], primary: Mapping[str, str]) -> Cell:
     """The claim's cell with what its rules came to in this run."""
-    cell: FrozenConfig = claim.cell
-    stated: Cell = cell.model_dump(mode="json")
+    stated: Cell = cast("FrozenConfig", claim.cell).model_dump(mode="json")
     return {**stated, **primary}
 
 
