@@ -43,16 +43,24 @@ class SelectionFilters(FrozenConfig):
     @field_validator("kl_threshold", mode="before")
     @classmethod
     def _no_upper_limit_is_off(cls, given: object) -> object:
-        return None if given == math.inf else given
+        return None if _is_number(given, math.inf) else given
 
     @field_validator("induce_threshold", mode="before")
     @classmethod
     def _no_lower_limit_is_off(cls, given: object) -> object:
-        return None if given == -math.inf else given
+        return None if _is_number(given, -math.inf) else given
 
     def layer_cut(self, n_layers: int) -> int:
         """The first layer that is no candidate, truncated as the published code does."""
         return int(self.prune_layers * n_layers)
+
+
+def _is_number(given: object, number: float) -> bool:
+    """Whether a value of YAML is this number; YAML 1.1 reads `-inf`, without a dot, as text."""
+    try:
+        return isinstance(given, int | float | str) and float(given) == number
+    except (ValueError, OverflowError):
+        return False
 
 
 @dataclass(frozen=True)

@@ -182,6 +182,11 @@ def test_more_layers_than_the_model_has_are_refused() -> None:
 def test_a_threshold_that_nothing_can_fail_is_a_filter_that_is_off() -> None:
     endless = {"kl_threshold": math.inf, "induce_threshold": -math.inf}
     assert SelectionFilters(prune_layers=1.0, **endless) == OFF
+    as_text = {name: str(limit) for name, limit in endless.items()}
+    assert SelectionFilters.model_validate({"prune_layers": 1.0, **as_text}) == OFF
+    assert SelectionFilters.model_validate({"kl_threshold": "0.5"}).kl_threshold == 0.5
+    with pytest.raises(ValidationError, match="kl_threshold"):
+        SelectionFilters.model_validate({"kl_threshold": "none"})
     for name, limit in endless.items():
         with pytest.raises(ValidationError, match=f"{name}\n.*finite"):
             SelectionFilters.model_validate({name: -limit})
