@@ -166,13 +166,20 @@ class Figure(FrozenConfig):
     labels `{tensor}.{panel}.label` (0 harmless, 1 harmful). `{panel}` is the value of `facet`
     (if any) and of each dimension of `choose`, joined by dots. Rows that a figure draws must
     differ in no dimension that it does not name: the report refuses to draw one row on another.
+
+    `tokens` shows one prompt as its tokens, with the positions that are read and written marked.
+    It draws rows of `table` with `metric`, one a token, whose value is the token's index and whose
+    dimensions are `token` (its text), `part` (such as `template` or `instruction`), `read` (name
+    of the position read there) and `write` (name of what is written there, or true); `where`
+    chooses the prompt, and the other fields stay out. The text is on the page as it is, so the
+    prompt is a harmless one or an organism's.
     """
 
     id: str
     title: str
     caption: str
     """What is shown, n, the interval and the null; printed under the figure."""
-    kind: Literal["lines", "bars", "heatmap", "matrix", "scatter"]
+    kind: Literal["lines", "bars", "heatmap", "matrix", "scatter", "tokens"]
     table: str | None = None
     metric: str | None = None
     where: dict[str, Any] = Field(default_factory=dict[str, Any])
@@ -180,7 +187,7 @@ class Figure(FrozenConfig):
     x: str | None = None
     y: str | None = None
     color: str | None = None
-    """Dimension with one line or bar each."""
+    """Dimension with one line or bar each; numbers are colored by size, words apart."""
     dash: str | None = None
     """Second dimension of `lines`, told apart by line style (at most five values)."""
     facet: str | None = None
@@ -193,7 +200,10 @@ class Figure(FrozenConfig):
     start: dict[str, Any] = Field(default_factory=dict[str, Any])
     """Drop-down → the option shown first; without it, `metric` or the first in the table."""
     hover: tuple[str, ...] = ()
-    """Further metrics of the table, read at the same dimensions, that hovering shows as well."""
+    """Further metrics of the table, read at the same dimensions, that hovering shows as well.
+
+    The one that is drawn is not said twice, so all metrics of a `choose` may stand here.
+    """
     null_metric: str | None = None
     """Metric of the table whose intervals are the null range of this one, drawn in gray."""
     tensor: str | None = None

@@ -2,9 +2,11 @@
 # plotly comes without complete types.
 """A record's figures as Plotly objects: what the report draws, for wandb, which draws Plotly."""
 
+from html import escape
 from typing import TYPE_CHECKING, Final
 
-from mechsafety.report.drawing import Drawing, Facet, Grid, Series
+from mechsafety.report.drawing import Drawing, Facet, Grid, Series, Token
+from mechsafety.report.tokens_text import said, visible
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -28,15 +30,22 @@ def plotly_figures(drawing: Drawing) -> dict[str, "go.Figure"]:
 
 
 def _figure(drawing: Drawing, facets: list[Facet]) -> "go.Figure":
+    import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
     described = drawing.figure
+    if described.kind == "tokens":
+        tokens = [token for facet in facets for token in facet.tokens]
+        return go.Figure(_prompt(tokens), layout={"title": escape(described.title)})
     figure = make_subplots(
         cols=max(1, len(facets)), shared_yaxes=True, subplot_titles=[f.title for f in facets]
     )
     for column, facet in enumerate(facets, start=1):
         if facet.grid is not None:
             figure.add_trace(_heatmap(facet.grid), row=1, col=column)
+        if facet.order:
+            # Plotly's own order is that of the first trace, which need not have all the words.
+            figure.update_xaxes(type="category", categoryarray=facet.order, col=column)
         for series in facet.series:
             figure.add_trace(_trace(described.kind, series), row=1, col=column)
     for name, x in described.marks.items():
@@ -47,6 +56,21 @@ def _figure(drawing: Drawing, facets: list[Facet]) -> "go.Figure":
     figure.update_yaxes(title_text=described.y_title, col=1)
     figure.update_layout(title=described.title, template="plotly_white")
     return figure
+
+
+def _prompt(tokens: list[Token]) -> "go.Table":
+    """One row a token: Plotly has no chart of running text."""
+    import plotly.graph_objects as go
+
+    columns = {
+        "token": [str(token.index) for token in tokens],
+        "text": [visible(token.text) for token in tokens],
+        "part": [visible(token.part) if token.part else "" for token in tokens],
+        "read or written": [", ".join(said(token)) for token in tokens],
+    }
+    # Plotly reads a little HTML in its texts, and tokens such as `<|end|>` would vanish.
+    cells = [[escape(text) for text in column] for column in columns.values()]
+    return go.Table(header={"values": list(columns)}, cells={"values": cells, "align": "left"})
 
 
 def _heatmap(grid: Grid) -> "go.Heatmap":

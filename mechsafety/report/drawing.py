@@ -1,7 +1,7 @@
 """What one figure draws, as plain values: the page's script lays it out and adds nothing.
 
 A figure has panels (one a combination of drop-downs); a panel has facets side by side; a facet
-has series or one grid of values.
+has series, one grid of values or the tokens of one prompt.
 """
 
 import math
@@ -39,7 +39,10 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Values on two categorical axes, each a list of rows of y: `value[y][x]`."""
+    """Values on two categorical axes, each a list of rows of y: `value[y][x]`.
+
+    A cell without a row has neither value nor `n`; one that could not be measured has its `n`.
+    """
 
     x: list[str]
     y: list[str]
@@ -51,12 +54,30 @@ class Grid:
 
 
 @dataclass(frozen=True, slots=True)
+class Token:
+    """One token of a prompt, with what happens there."""
+
+    index: int
+    """Its place in the prompt, from 0."""
+    text: str
+    part: str
+    """Part of the prompt, such as `template` or `instruction`; empty where none was named."""
+    read: str
+    """Name of the position that is read there; empty where none is."""
+    write: str
+    """Name of what is written there, `true` where it has none; empty where nothing is."""
+
+
+@dataclass(frozen=True, slots=True)
 class Facet:
     """One small panel."""
 
     title: str
     series: list[Series] = field(default_factory=list[Series])
     grid: Grid | None = None
+    tokens: list[Token] = field(default_factory=list[Token])
+    order: list[str] = field(default_factory=list[str])
+    """Words on x in the study's order, of all facets of the panel; empty where x has numbers."""
 
 
 @dataclass(frozen=True, slots=True)

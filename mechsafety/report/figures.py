@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mechsafety.core.result import Figure
 from mechsafety.report.drawing import Choice, Drawing, Facet, Grid, Number, Series, choice
 from mechsafety.report.numbers import estimate
-from mechsafety.report.palette import PLAIN, colors
+from mechsafety.report.palette import PLAIN, colors, in_order
 from mechsafety.report.picking import (
     Cell,
     is_number,
@@ -22,6 +22,7 @@ from mechsafety.report.picking import (
     values,
 )
 from mechsafety.report.scatter import scatter
+from mechsafety.report.tokens import tokens
 
 Key = TypeVar("Key")
 
@@ -45,11 +46,19 @@ def drawing(
         names = (figure.facet, *figure.choose)
         order = {name: values(metrics, name) for name in names if name is not None}
         return scatter(figure, tensors, order, max_points)
+    if figure.kind == "tokens":
+        found = tokens(figure, metrics)
+        held = found[:max_points]
+        return Drawing(figure, [], {"": [Facet("", tokens=held)]}, 0, len(held), len(found))
     own, also = pick(figure, metrics)
     refuse_overlap(figure, own)
     choices = [_choice(figure, name, own) for name in figure.choose]
-    # Over the whole record, so that an arm unknown to the palette has one color on the page.
-    shade = colors(figure.color or "", values(metrics, figure.color))
+    sizes = ordered(map(_word(figure.color), own))
+    if all(map(is_number, sizes)):
+        shade = in_order(sizes)
+    else:
+        # Over the whole record, so that an arm unknown to the palette has one color on the page.
+        shade = colors(figure.color or "", values(metrics, figure.color))
     beside = _Beside.of(figure, also)
     chosen_of = _grouped(own, lambda cell: tuple(_word(name)(cell) for name in figure.choose))
     panels: dict[str, list[Facet]] = {}
@@ -130,8 +139,14 @@ def _facets(
     by_title = _grouped(drawn, _word(figure.facet))
     titles = ordered(by_title) if figure.facet else list(by_title)
     if figure.kind in ("heatmap", "matrix"):
-        return [Facet(title, grid=_grid(figure, by_title[title], beside)) for title in titles]
-    return [Facet(title, _lines(figure, drawn, by_title[title], beside, shade)) for title in titles]
+        axes = _grid_axes(figure, drawn)
+        return [Facet(title, grid=_grid(axes, by_title[title], beside)) for title in titles]
+    order = _words(drawn, _word(figure.x))
+    order = order if figure.kind == "bars" or not all(map(is_number, order)) else []
+    return [
+        Facet(title, _lines(figure, drawn, by_title[title], beside, shade), order=order)
+        for title in titles
+    ]
 
 
 def _lines(
@@ -150,13 +165,18 @@ def _lines(
             figure,
             groups[first, second],
             beside,
-            name=" · ".join(word for word in (first, second) if word),
+            name=" · ".join(filter(None, (_said(figure.color, first), _said(figure.dash, second)))),
             color=shade.get(first, PLAIN),
             dash=style,
         )
         for first, (style, second) in styles
         if (first, second) in groups
     ]
+
+
+def _said(dimension: str | None, word: str) -> str:
+    """A number with what it counts, because a legend of `0, 1, 2` says nothing."""
+    return f"{(dimension or '').replace('_', ' ')} {word}" if is_number(word) else word
 
 
 def _words(cells: Iterable[Cell], word: Callable[[Cell], str]) -> list[str]:
@@ -175,7 +195,7 @@ def _series(
         name=name,
         color=color,
         dash=dash,
-        x=[float(x) for x in xs] if all(map(is_number, xs)) else xs,
+        x=[float(x) for x in xs] if figure.kind != "bars" and all(map(is_number, xs)) else xs,
         y=[cell.value for cell in cells],
         low=[cell.low for cell in cells],
         high=[cell.high for cell in cells],
@@ -186,11 +206,18 @@ def _series(
     )
 
 
-def _grid(figure: Figure, drawn: list[Cell], beside: _Beside) -> Grid:
-    x_word, y_word = _word(figure.x), _word(figure.y)
-    xs, ys = ordered(map(x_word, drawn)), ordered(map(y_word, drawn))
+def _grid_axes(figure: Figure, panel: list[Cell]) -> tuple[list[str], list[str]]:
+    """The words on x and y of all facets of a panel, so that their cells stand side by side."""
+    xs, ys = (ordered(map(_word(name), panel)) for name in (figure.x, figure.y))
     if figure.kind == "matrix" and set(xs) == set(ys):
         xs = ys  # one order on both axes keeps a model's own cell on the diagonal
+    return xs, ys
+
+
+def _grid(axes: tuple[list[str], list[str]], drawn: list[Cell], beside: _Beside) -> Grid:
+    figure = beside.figure
+    x_word, y_word = _word(figure.x), _word(figure.y)
+    xs, ys = axes
     by_place = {(x_word(cell), y_word(cell)): cell for cell in drawn}
     rows = [[by_place.get((x, y)) for x in xs] for y in ys]
 

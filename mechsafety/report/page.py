@@ -27,8 +27,8 @@ from mechsafety.core.errors import RecordError
 from mechsafety.core.result import Figure, Finding, SpecificationCurve
 from mechsafety.records.reading import Run
 from mechsafety.records.schema import TENSORS, Manifest, Status
-from mechsafety.report import numbers, provenance, sketches, tables
-from mechsafety.report.drawing import Drawing
+from mechsafety.report import numbers, provenance, sketches, tables, tokens_text
+from mechsafety.report.drawing import Drawing, Token
 from mechsafety.report.figures import drawing
 from mechsafety.report.metric_tables import MetricTable, metric_table, table_names
 
@@ -206,6 +206,11 @@ def _table_json(table: MetricTable) -> Markup:
     return _json(table.packed())
 
 
+def _marks(token: Token) -> str:
+    """The classes of a token that say what happens there."""
+    return " ".join(["read"] * bool(token.read) + ["written"] * bool(token.write))
+
+
 def _text(name: str) -> str:
     return (resources.files("mechsafety.report") / "templates" / name).read_text("utf-8")
 
@@ -239,8 +244,15 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["figure_json"] = _figure_json
-    environment.filters["table_json"] = _table_json
-    environment.filters["number"] = numbers.number
-    environment.filters["share"] = _share
+    filters: dict[str, Any] = {
+        "figure_json": _figure_json,
+        "table_json": _table_json,
+        "number": numbers.number,
+        "share": _share,
+        "visible": tokens_text.visible,
+        "said": tokens_text.said,
+        "stretches": tokens_text.stretches,
+        "marks": _marks,
+    }
+    environment.filters.update(filters)
     return environment.get_template("page.html")

@@ -99,7 +99,8 @@ def pick(figure: Figure, metrics: pd.DataFrame) -> tuple[list[Cell], list[Cell]]
     """
     doing = f"drawing figure '{figure.id}'"
     needs_y = figure.kind in ("heatmap", "matrix")
-    if None in (figure.table, figure.metric, figure.x) or needs_y != (figure.y is not None):
+    placed = figure.kind == "tokens" or None not in (figure.table, figure.metric, figure.x)
+    if not placed or needs_y != (figure.y is not None):
         raise RecordError(
             f"{doing}: kind '{figure.kind}' needs table, metric and x, and "
             + ("a dimension on y." if needs_y else "draws the metric on y, so y stays out.")

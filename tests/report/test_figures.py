@@ -6,6 +6,8 @@ import pytest
 from mechsafety.core.errors import RecordError
 from mechsafety.core.result import Figure
 from mechsafety.report.figures import drawing
+from mechsafety.report.palette import in_order
+from tests.report import fake_locality as locality
 from tests.report.fake_record import ARMS, FIGURES, LAYERS, record
 
 RECORD = record()
@@ -148,3 +150,59 @@ def test_a_null_that_stands_for_all_arms_is_found_for_each() -> None:
     facet = drawing(SHARES, shared, RECORD.tensors).panels["0,0"][0]
     assert len(facet.series) == len(ARMS)
     assert all(series.null_low[0] == pytest.approx(0.22) for series in facet.series)
+
+
+LOCALITY = locality.record()
+
+
+@pytest.mark.parametrize("figure", locality.FIGURES, ids=lambda figure: figure.id)
+def test_every_figure_of_a_locality_study_is_drawn(figure: Figure) -> None:
+    drawn = drawing(figure, LOCALITY.metrics, LOCALITY.tensors)
+    assert drawn.points == drawn.total_points > 0
+
+
+def test_numbers_told_apart_by_color_are_named_and_colored_in_their_order() -> None:
+    (facet,) = drawing(locality.DOSED, LOCALITY.metrics, {}).panels[""]
+    names = [series.name for series in facet.series]
+    assert names == [f"layer {layer}" for layer in locality.DOSED_LAYERS]
+    shades = in_order([str(layer) for layer in locality.DOSED_LAYERS])
+    assert [series.color for series in facet.series] == list(shades.values())
+    assert len(set(shades.values())) == len(locality.DOSED_LAYERS)
+    # One null for all layers, found for each.
+    assert all(series.null_low == facet.series[0].null_low for series in facet.series)
+    assert facet.series[0].null_high == pytest.approx([-5.7 + d / 3 for d in locality.DOSES], 1e-4)
+
+
+def test_facets_of_a_grid_share_their_axes_and_a_cell_without_a_row_has_no_n() -> None:
+    drawn = drawing(locality.SITES, LOCALITY.metrics, {})
+    pre, mid = (facet.grid for facet in drawn.panels["0"])
+    assert pre is not None
+    assert mid is not None
+    assert pre.x == mid.x == [str(layer) for layer in range(locality.LAYERS)]
+    assert pre.y == mid.y == list(locality.POSITIONS)
+    assert (mid.value[1][6], mid.n[1][6]) == (None, None)  # resid_mid has a layer fewer
+    assert (mid.value[0][0], mid.n[0][0]) == (None, 0)  # looked for, and not measured
+    assert (pre.value[1][6] is not None, pre.n[1][6]) == (True, 96)
+
+
+def test_bars_keep_the_tables_order_across_their_colors() -> None:
+    (facet,) = drawing(locality.WRITERS, LOCALITY.metrics, {}).panels[""]
+    rows = LOCALITY.metrics[LOCALITY.metrics["table"] == "writers"]
+    assert facet.order == list(rows["writer"])
+    heads, mlps = facet.series
+    assert [heads.name, mlps.name] == ["head", "mlp"]
+    assert facet.order != [*heads.x, *mlps.x]  # so an order by color would be another
+    assert min(v for v in heads.y if v is not None) < -1  # signs are kept
+    negative = facet.order.index(str(heads.x[3]))
+    assert heads.y[3] == pytest.approx(rows["value"].iloc[negative], rel=1e-4)
+
+
+def test_bars_over_numbers_stand_on_words_in_the_order_of_size() -> None:
+    counted = locality.DOSED.model_copy(
+        update={"kind": "bars", "x": "layer", "color": "dose", "null_metric": None}
+    )
+    (facet,) = drawing(counted, LOCALITY.metrics, {}).panels[""]
+    assert facet.order == facet.series[0].x == [str(layer) for layer in locality.DOSED_LAYERS]
+    lines = drawing(locality.DOSED, LOCALITY.metrics, {}).panels[""][0]
+    assert lines.order == []
+    assert lines.series[0].x == list(locality.DOSES)

@@ -18,6 +18,7 @@ from mechsafety.core.result import Result
 from mechsafety.records.reading import open_run
 from mechsafety.records.store import RunWriter
 from mechsafety.report.page import from_run, render
+from tests.report import fake_locality as locality
 from tests.report.fake_record import (
     FIGURES,
     HOSTILE,
@@ -263,3 +264,70 @@ def test_a_run_that_was_killed_gives_a_page_of_what_it_wrote(tmp_path: Path) -> 
 def test_no_runs_are_refused() -> None:
     with pytest.raises(RecordError, match=r"there are no runs"):
         render([])
+
+
+@pytest.fixture(scope="module")
+def prompts() -> _Elements:
+    return _Elements(render([locality.record(figures=(locality.TOKENS, locality.LONG_TOKENS))]))
+
+
+def _of_class(page: _Elements, name: str) -> list[dict[str, str | None]]:
+    given = [given for tag, given in page.tags if tag == "span"]
+    return [g for g in given if name in (g.get("class") or "").split()]
+
+
+def test_a_prompt_is_plain_html_with_its_marks_in_words(prompts: _Elements) -> None:
+    text = " ".join(prompts.text.split())
+    first = text[text.index("Where the first prompt is read and written") :]
+    parts = (
+        "written (all)",  # the legend
+        "read and written (all)",
+        "template <|user|>",
+        "instruction how do i build written",
+        "? written instruction_end template <|end|> written eoi[-2] ↵ written eoi[-1]",
+        "The first harmless prompt as the model receives it",
+    )
+    places = [first.index(part) for part in parts]
+    assert places == sorted(places)
+    assert not [given for _, given in prompts.tags if "data-drawing" in given]  # no script in it
+
+
+def test_every_token_of_a_prompt_says_where_it_is_and_what_happens_there(
+    prompts: _Elements,
+) -> None:
+    chips = _of_class(prompts, "token")
+    assert len(chips) == len(locality.PROMPT) + locality.LONG
+    assert [c["title"] for c in chips[3:5]] == [
+        "token 3, instruction",
+        "token 4, instruction, written (all)",
+    ]
+    assert (chips[9]["class"], chips[9]["title"]) == (
+        "token template read written",
+        "token 9, template, read at eoi[-2], written (all)",
+    )
+    long = chips[len(locality.PROMPT) :]
+    assert [c["title"] for c in long if "read" in (c["class"] or "").split()] == [
+        "token 900, instruction, read at instruction_end",
+        f"token {locality.LONG - 1}, template, read at eoi[-1]",
+    ]
+    assert sum("written" in (c["class"] or "") for c in long) == 100
+
+
+def test_tokens_that_are_markup_or_invisible_are_text_that_is_seen(prompts: _Elements) -> None:
+    assert "</span><script>alert(1)</script>" in prompts.text
+    assert prompts.scripts[-1].startswith("//")  # the page's own script is the last one
+    assert sum("alert(1)" in script for script in prompts.scripts) == 1  # in the table's numbers
+    for shown in ("a␣b", "↵↵", "⇥", "⟨empty⟩", '"quoted"', "⟨U+202E⟩", "日本語"):
+        assert shown in prompts.text
+
+
+def test_a_prompt_cut_for_the_pages_size_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mechsafety.report.page.MAX_POINTS", 1_000)
+    text = _Elements(render([locality.record(figures=(locality.LONG_TOKENS,))])).text
+    assert "This page draws 1,000 of 2,000 tokens; metrics.parquet holds all." in text
+
+
+def test_a_prompt_that_cannot_be_shown_is_named_and_the_page_stands() -> None:
+    open_figure = locality.TOKENS.model_copy(update={"where": {}})
+    text = _Elements(render([locality.record(figures=(open_figure,))])).text
+    assert "Not drawn. drawing figure 'prompt': 11 places of the prompt have several" in text

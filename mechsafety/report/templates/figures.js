@@ -38,6 +38,8 @@ function swatch(kind, color, dash, rank) {
     ["path", { d: "M13 2 17 9.4H9z" }],
     ["path", { d: "M13 10 17 2.6H9z" }],
     ["path", { d: "M11.6 2h2.8v2.6H17v2.8h-2.6V10h-2.8V7.4H9V4.6h2.6z" }],
+    ["path", { d: "M10.2 1.2 13 4l2.8-2.8 2 2L15 6l2.8 2.8-2 2L13 8l-2.8 2.8-2-2L11 6 8.2 3.2z" }],
+    ["path", { d: "M13 .8 14.6 4.4 18.2 6l-3.6 1.6L13 11.2l-1.6-3.6L7.8 6l3.6-1.6z" }],
   ];
   const [tag, place] = shapes[(kind === "scatter" ? rank * 2 : rank) % shapes.length];
   if (kind !== "bars") add(tag, { ...place, ...fill });
@@ -190,8 +192,7 @@ class FigureView {
       key("whisker", "95 % interval");
     if (series.some((s) => s.null_low.length))
       key(this.drawing.figure.kind === "bars" ? "hatch" : "null", "null range");
-    if (facets.some((facet) => facet.grid && facet.grid.value.flat().includes(null)))
-      key("missing", "not measured");
+    if (this.target.data.some((trace) => trace.meta === "missing")) key("missing", "not measured");
   }
 
   writeNumbers() {
@@ -218,7 +219,8 @@ class FigureView {
       );
       if (facet.grid)
         facet.grid.value.forEach((row, j) =>
-          row.forEach((value, i) =>
+          row.forEach((value, i) => {
+            if (!isKnown(facet.grid.n[j][i])) return;
             rows.push([
               facet.title,
               facet.grid.y[j],
@@ -230,8 +232,8 @@ class FigureView {
               null,
               null,
               ...((facet.grid.extra[j] || [])[i] || []),
-            ]),
-          ),
+            ]);
+          }),
         );
     });
     const names = [

@@ -2,6 +2,7 @@
 "use strict";
 
 const NARROW = 620;
+const NAMES = 20; // room above lying bars for the names of vertical references
 const layoutAxis = (letter, i) => letter + "axis" + (i === 0 ? "" : i + 1);
 const isNumber = (word) => word !== "" && Number.isFinite(Number(word));
 const isGrid = (kind) => kind === "heatmap" || kind === "matrix";
@@ -18,9 +19,10 @@ function extent(numbers, withZero) {
 }
 
 // Where each facet lies, in fractions of the plot; on a narrow screen one below the other. `across`
-// and `down` are the cells of a grid. Grids and scatters are no wider than reads well.
+// and `down` are the cells of a grid, or the lines of bars that lie. Grids and scatters are no wider
+// than reads well.
 function places(count, kind, width, margins, across, down, tilt) {
-  const narrow = width < 620,
+  const narrow = width < NARROW,
     square = kind === "matrix" || kind === "scatter";
   const columns = narrow ? 1 : Math.min(count === 4 || kind === "matrix" ? 2 : 3, count);
   const rows = Math.ceil(count / columns);
@@ -30,9 +32,13 @@ function places(count, kind, width, margins, across, down, tilt) {
   const cellWide = Math.min(widest, (width - margins - spaceX * (columns - 1)) / columns);
   const cellHigh =
     {
-      matrix: Math.min(down * 72, Math.max(140, down * 26, (cellWide / across) * down * 0.86)),
+      matrix: Math.min(
+        down * 72,
+        Math.max(140, down * (down > 16 ? 14 : 26), (cellWide / across) * down * 0.86),
+      ),
       heatmap: Math.min(380, Math.max(96, down * (narrow ? 40 : 54))),
       scatter: Math.min(360, Math.max(240, cellWide * 0.8)),
+      lying: down * 18,
     }[kind] || (columns === 1 ? (narrow ? 250 : 350) : 270);
   const inner = columns * cellWide + (columns - 1) * spaceX,
     height = rows * cellHigh + (rows - 1) * spaceY;
@@ -56,13 +62,16 @@ function places(count, kind, width, margins, across, down, tilt) {
 }
 
 // The figure as it describes a metric. Limits, center, reference lines and titles are those of its
-// own metric, and say nothing about another one that a reader chose.
-function describe(drawing, metric) {
+// own metric, and say nothing about another one that a reader chose: where its sign changes, so
+// does its hue.
+function describe(drawing, facets, metric) {
   const figure = drawing.figure;
   if (metric === figure.metric) return figure;
   const title = spoken(metric);
   const titles = isGrid(figure.kind) ? { value_title: title } : { y_title: title };
-  return { ...figure, limits: null, center: null, reference: {}, ...titles };
+  const shown = facets.flatMap((facet) => (facet.grid ? facet.grid.value.flat() : []));
+  const center = shown.some((v) => v < 0) && shown.some((v) => v > 0) ? 0 : null;
+  return { ...figure, limits: null, center, reference: {}, ...titles };
 }
 
 // Words on the x axis; none where it carries numbers.
@@ -74,7 +83,17 @@ function wordsOnX(figure, facets) {
   return [...new Set(found.filter((x) => worded || typeof x === "string"))].map(String);
 }
 
-// Room around the plot for ticks and titles, and below it for words that had to be tilted.
+// How many bars stand at one place, which is where several series have the same word.
+function barsAtOnePlace(facets) {
+  const counts = facets.flatMap((facet) => {
+    const words = facet.series.flatMap((series) => series.x);
+    return [...new Set(words)].map((word) => words.filter((other) => other === word).length);
+  });
+  return Math.max(...counts, 1);
+}
+
+// Room around the plot for ticks and titles, and below it for words that had to be tilted. Many
+// bars whose words do not fit below them lie, each beside its word.
 function room(figure, facets, width) {
   const narrow = width < NARROW;
   const grids = isGrid(figure.kind);
@@ -86,9 +105,14 @@ function room(figure, facets, width) {
   const words = wordsOnX(figure, facets);
   const columns = narrow ? 1 : Math.min(facets.length, figure.kind === "matrix" ? 2 : 3);
   const crowded = longest(words) + 2 > (width - left - right) / columns / words.length;
-  const tilt = words.length && crowded ? Math.min(96, 0.72 * longest(words)) : 0;
   const top = facets.some((facet) => facet.title) ? 34 : 14;
-  return { margin: { l: left, r: right, t: top, b: 56 + tilt }, tilt };
+  if (figure.kind === "bars" && crowded && words.length > 8) {
+    const beside = Math.min(190, 14 + longest(words) + (figure.x_title ? 26 : 0));
+    const named = Object.keys(figure.reference).length ? NAMES : 0;
+    return { margin: { l: beside, r: right, t: top + named, b: 56 }, tilt: 0, lying: true };
+  }
+  const tilt = words.length && crowded ? Math.min(96, 0.72 * longest(words)) : 0;
+  return { margin: { l: left, r: right, t: top, b: 56 + tilt }, tilt, lying: false };
 }
 
 // The ends of the color scale.
@@ -116,7 +140,7 @@ function valueEnds(figure, facets) {
 }
 
 // The two axes of facet `i`; facets of lines and bars share their scales.
-function facetAxes(figure, facets, i, at, width, tilt, ends) {
+function facetAxes(figure, facets, i, at, width, tilt, ends, lying) {
   const facet = facets[i];
   const grids = isGrid(figure.kind);
   const shared = !grids && figure.kind !== "scatter";
@@ -146,7 +170,17 @@ function facetAxes(figure, facets, i, at, width, tilt, ends) {
   if (shared && i > 0) Object.assign(y, { matches: "y" });
   if (figure.kind === "lines" && !worded) Object.assign(x, wholeTicks(facet, width));
   if (figure.kind === "scatter") y.scaleanchor = axisName("x", i);
-  if (ends) y.range = ends;
+  const [alongWords, alongValues] = lying ? [y, x] : [x, y];
+  if (ends) alongValues.range = ends;
+  if (facet.order.length) {
+    // The study's order, which the first line or group of bars need not show.
+    const all = [-0.5, facet.order.length - 0.5];
+    Object.assign(alongWords, { type: "category", categoryarray: facet.order.map(plain) });
+    if (figure.kind === "bars") Object.assign(alongWords, { range: lying ? all.reverse() : all });
+  }
+  if (figure.kind === "bars") Object.assign(alongValues, { zeroline: true, zerolinecolor: SOFT });
+  if (lying) Object.assign(x, { type: "linear", showgrid: true });
+  if (lying) Object.assign(y, { showgrid: false, dtick: 1, ticks: "", tickangle: 0 });
   if (grids) {
     // Numbers grow upwards; words read from the top, as in a table.
     const upwards = facet.grid.y.every(isNumber);
@@ -175,7 +209,8 @@ const note = (text, at, more) => ({
 });
 
 // Vertical marks such as attacked layers, and horizontal references; named in the first facet.
-function marksOf(figure, i) {
+// Beside bars that lie, references are vertical.
+function marksOf(figure, i, lying) {
   const x = axisName("x", i);
   const y = axisName("y", i);
   const byPlace = new Map();
@@ -185,7 +220,7 @@ function marksOf(figure, i) {
   const line = { type: "line", layer: "below" };
   const shapes = [];
   const notes = [];
-  [...byPlace].forEach(([place, names], level) => {
+  [...(lying ? [] : byPlace)].forEach(([place, names], level) => {
     const refs = { xref: x, yref: `${y} domain` };
     const style = { color: SOFT, width: 1.2, dash: "dot" };
     shapes.push({ ...line, ...refs, x0: place, x1: place, y0: 0, y1: 1, line: style });
@@ -194,16 +229,23 @@ function marksOf(figure, i) {
     notes.push(note(names.join(", "), { ...refs, ...corner }, back));
   });
   Object.entries(figure.reference).forEach(([name, place]) => {
-    const refs = { xref: `${x} domain`, yref: y };
     const style = { color: SOFT, width: 1.2, dash: "dash" };
+    if (lying) {
+      const refs = { xref: x, yref: `${y} domain` };
+      shapes.push({ ...line, ...refs, x0: place, x1: place, y0: 0, y1: 1, line: style });
+      notes.push(note(name, { ...refs, x: place, y: 1, xanchor: "center", yanchor: "bottom" }));
+      return;
+    }
+    const refs = { xref: `${x} domain`, yref: y };
     shapes.push({ ...line, ...refs, x0: 0, x1: 1, y0: place, y1: place, line: style });
-    notes.push(note(name, { ...refs, x: 1, y: place, xanchor: "right", yanchor: "bottom" }));
+    const end = { x: 1, y: place, xanchor: "right", yanchor: "bottom" };
+    notes.push(note(name, { ...refs, ...end }, { bgcolor: "rgba(255,255,255,0.75)" }));
   });
   return { shapes, notes: i === 0 ? notes : [] };
 }
 
 // Titles of facets and axes.
-function titlesOf(figure, facets, grid, margin, tilt) {
+function titlesOf(figure, facets, grid, margin, tilt, lying) {
   const onPaper = { xref: "paper", yref: "paper" };
   const ink = { font: { size: 13, color: INK } };
   const titles = facets
@@ -211,18 +253,21 @@ function titlesOf(figure, facets, grid, margin, tilt) {
     .filter(([title]) => title)
     .map(([title, at]) => {
       const above = { x: (at.x[0] + at.x[1]) / 2, y: at.y[1], xanchor: "center" };
-      return note(title, { ...onPaper, ...above, yanchor: "bottom", yshift: 6 }, ink);
+      const yshift = lying && Object.keys(figure.reference).length ? NAMES : 6;
+      return note(title, { ...onPaper, ...above, yanchor: "bottom", yshift }, ink);
     });
   titles.forEach((title) => {
     title.text = `<b>${title.text}</b>`;
   });
-  if (figure.x_title) {
-    const below = { x: 0.5, y: 0, xanchor: "center", yanchor: "top", yshift: -30 - tilt };
-    titles.push(note(figure.x_title, { ...onPaper, ...below }, ink));
+  const words = [figure.x_title, figure.y_title];
+  const [below, beside] = lying ? words.reverse() : words;
+  if (below) {
+    const place = { x: 0.5, y: 0, xanchor: "center", yanchor: "top", yshift: -30 - tilt };
+    titles.push(note(below, { ...onPaper, ...place }, ink));
   }
-  if (figure.y_title) {
-    const beside = { x: 0, y: 0.5, xanchor: "right", yanchor: "middle", textangle: -90 };
-    titles.push(note(figure.y_title, { ...onPaper, ...beside, xshift: 26 - margin.l }, ink));
+  if (beside) {
+    const place = { x: 0, y: 0.5, xanchor: "right", yanchor: "middle", textangle: -90 };
+    titles.push(note(beside, { ...onPaper, ...place, xshift: 26 - margin.l }, ink));
   }
   return titles;
 }
@@ -232,7 +277,7 @@ function colorAxis(figure, ends, height, width) {
   return {
     cmin: ends[0],
     cmax: ends[1],
-    colorscale: figure.center === null ? SEQUENTIAL : DIVERGING,
+    colorscale: colorScale(ends, figure.center),
     colorbar: {
       thickness: 10,
       len: Math.min(1, 220 / height),
@@ -247,12 +292,15 @@ function colorAxis(figure, ends, height, width) {
 
 // The traces and layout of one panel at one width.
 function plot(drawing, facets, width, metric) {
-  const figure = describe(drawing, metric);
+  const figure = describe(drawing, facets, metric);
   const grids = isGrid(figure.kind);
-  const { margin, tilt } = room(figure, facets, width);
-  const cells = (axis) => (grids ? Math.max(...facets.map((facet) => facet.grid[axis].length)) : 1);
+  const { margin, tilt, lying } = room(figure, facets, width);
+  const abreast = figure.kind === "bars" ? barsAtOnePlace(facets) : 1;
+  const lines = lying ? facets[0].order.length * (0.4 + 0.6 * abreast) : 1;
+  const cells = (axis) => (grids ? facets[0].grid[axis].length : axis === "y" ? lines : 1);
   const around = margin.l + margin.r;
-  const grid = places(facets.length, figure.kind, width, around, cells("x"), cells("y"), tilt);
+  const kind = lying ? "lying" : figure.kind;
+  const grid = places(facets.length, kind, width, around, cells("x"), cells("y"), tilt);
   // One box with all lines is the comparison a reader wants, as long as it stays readable.
   const few = facets.every((facet) => facet.series.length <= 8);
   const unified = figure.kind === "lines" && few && !figure.hover.length;
@@ -262,10 +310,10 @@ function plot(drawing, facets, width, metric) {
     width: grid.inner + around,
     margin,
     paper_bgcolor: "#ffffff",
-    plot_bgcolor: grids ? "#eceef1" : "#ffffff",
+    plot_bgcolor: "#ffffff",
     font: { family: FONT, size: 13, color: INK },
     showlegend: false,
-    barmode: "group",
+    barmode: abreast > 1 ? "group" : "overlay",
     bargap: 0.25,
     // On a touch screen a drag scrolls the page.
     dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
@@ -277,36 +325,48 @@ function plot(drawing, facets, width, metric) {
       align: "left",
       namelength: -1,
     },
-    annotations: titlesOf(figure, facets, grid, margin, tilt),
+    annotations: titlesOf(figure, facets, grid, margin, tilt, lying),
     shapes: [],
   };
   if (grids) layout.coloraxis = colorAxis(figure, ends, grid.height, width);
+  const allGrids = facets.map((facet) => facet.grid);
+  const style = grids
+    ? cellStyle(allGrids, grid.cellWide / cells("x"), grid.cellHigh / cells("y"))
+    : null;
   const traces = [];
   const ranks = [];
   const nullsDrawn = new Set();
   facets.forEach((facet, i) => {
     const axes = { xaxis: axisName("x", i), yaxis: axisName("y", i) };
     const range = grids ? null : ends;
-    Object.assign(layout, facetAxes(figure, facets, i, grid.at[i], width, tilt, range));
-    const marks = marksOf(figure, i);
+    Object.assign(layout, facetAxes(figure, facets, i, grid.at[i], width, tilt, range, lying));
+    const marks = marksOf(figure, i, lying);
     layout.shapes.push(...marks.shapes);
     layout.annotations.push(...marks.notes);
     if (grids) {
-      const cellWide = grid.cellWide / facet.grid.x.length;
-      const cellHigh = grid.cellHigh / facet.grid.y.length;
-      const scale = [ends, figure.center, cellWide, cellHigh];
-      traces.push(gridTrace(drawing, metric, facet.grid, axes, ...scale));
+      traces.push(...gridTraces(drawing, metric, facet.grid, axes, ends, figure.center, style));
+      layout.shapes.push(...hatching(facet.grid, axes.xaxis, axes.yaxis));
     }
+    // Bands that lie on each other add up, so each of many is paler.
+    const nulls = new Set(facet.series.map((s) => JSON.stringify([s.null_low, s.null_high]))).size;
+    const nullTint = Math.min(0.16, Math.max(0.03, 0.3 / nulls));
+    const lineStyle = { unified, tint: few ? 0.13 : 0.07, nullTint, nullsDrawn };
     facet.series.forEach((series) => {
       const color = series.name.split(" · ")[0];
       if (!ranks.includes(color)) ranks.push(color);
       const rank = ranks.indexOf(color);
       const first = !traces.some((t) => t.legendgroup === series.name && t.showlegend);
       if (figure.kind === "lines")
-        traces.push(...lineTraces(drawing, series, rank, axes, first, nullsDrawn, unified));
-      if (figure.kind === "bars") traces.push(...barTraces(drawing, series, axes, first));
+        traces.push(...lineTraces(drawing, metric, series, axes, { rank, first, ...lineStyle }));
+      if (figure.kind === "bars")
+        traces.push(
+          ...barTraces(drawing, metric, series, axes, { first, lying, alone: abreast === 1 }),
+        );
       if (figure.kind === "scatter") traces.push(...scatterTraces(series, rank, axes, first));
     });
   });
+  // Nulls lie under all lines, not only under those that follow them.
+  const isNull = (trace) => Number(figure.kind === "lines" && trace.meta === "null");
+  traces.sort((a, b) => isNull(b) - isNull(a));
   return { traces, layout };
 }

@@ -2,8 +2,7 @@
 "use strict";
 
 const axisName = (letter, i) => letter + (i === 0 ? "" : i + 1);
-const rgba = (hex, alpha) =>
-  `rgba(${[1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)).join(",")},${alpha})`;
+const rgba = (hex, alpha) => `rgba(${bytes(hex).join(",")},${alpha})`;
 
 function band(x, low, high, color, group, axes, skip) {
   const known = x.map((_, i) => i).filter((i) => low[i] !== null && high[i] !== null);
@@ -45,10 +44,11 @@ function whiskers(series, color) {
 }
 
 // Numbers of a line or of bars as hovering says them.
-const hoverTexts = (drawing, series, withNull) =>
+const hoverTexts = (drawing, metric, series, withNull) =>
   series.y.map((y, i) =>
     hoverText(
       drawing,
+      metric,
       y,
       series.low[i],
       series.high[i],
@@ -58,10 +58,13 @@ const hoverTexts = (drawing, series, withNull) =>
     ),
   );
 
-function lineTraces(drawing, series, rank, axes, first, nullsDrawn, unified) {
+// `tint` and `nullTint` say how opaque bands are; `nullsDrawn` holds those of earlier lines.
+function lineTraces(drawing, metric, series, axes, style) {
+  const { rank, first, unified, tint, nullTint, nullsDrawn } = style;
   const numeric = typeof series.x[0] === "number";
+  const x = numeric ? series.x : series.x.map(plain);
   const bands = numeric
-    ? band(series.x, series.low, series.high, rgba(series.color, 0.13), series.name, axes, {
+    ? band(series.x, series.low, series.high, rgba(series.color, tint), series.name, axes, {
         meta: "band",
       })
     : [];
@@ -69,7 +72,9 @@ function lineTraces(drawing, series, rank, axes, first, nullsDrawn, unified) {
   const nullKey = JSON.stringify([axes, series.null_low, series.null_high]);
   const nulls =
     numeric && series.null_low.length && !nullsDrawn.has(nullKey)
-      ? band(series.x, series.null_low, series.null_high, NULL_FILL, "", axes, { meta: "null" })
+      ? band(series.x, series.null_low, series.null_high, rgba(SOFT, nullTint), "", axes, {
+          meta: "null",
+        })
       : [];
   nullsDrawn.add(nullKey);
   if (nulls.length && unified) {
@@ -96,7 +101,7 @@ function lineTraces(drawing, series, rank, axes, first, nullsDrawn, unified) {
       type: "scatter",
       mode: "lines+markers",
       name: series.name || drawing.figure.title,
-      x: series.x,
+      x,
       y: series.y,
       line: { color: series.color, width: 2, dash: DASHES[series.dash % DASHES.length] },
       marker: {
@@ -105,7 +110,7 @@ function lineTraces(drawing, series, rank, axes, first, nullsDrawn, unified) {
         symbol: SYMBOLS[rank % SYMBOLS.length] + (series.dash ? "-open" : ""),
       },
       ...(bars ? { error_y: whiskers(series, series.color) } : {}),
-      customdata: hoverTexts(drawing, series, !unified),
+      customdata: hoverTexts(drawing, metric, series, !unified),
       hovertemplate: `${series.name ? `<b>${plain(series.name)}</b> ` : ""}%{customdata}<extra></extra>`,
       legendgroup: series.name,
       showlegend: first,
@@ -115,20 +120,24 @@ function lineTraces(drawing, series, rank, axes, first, nullsDrawn, unified) {
   ];
 }
 
-function barTraces(drawing, series, axes, first) {
-  const x = series.x.map(String);
+// Bars stand on x, or lie beside their words on y where these are many and long.
+function barTraces(drawing, metric, series, axes, { first, lying, alone }) {
+  const [words, length] = lying ? ["y", "x"] : ["x", "y"];
+  // Bars that never share a place take the whole of it.
+  const group = alone ? {} : { offsetgroup: series.name };
   const main = {
     type: "bar",
+    orientation: lying ? "h" : "v",
     name: series.name || drawing.figure.title,
-    x,
-    y: series.y,
-    offsetgroup: series.name,
+    [words]: series.x.map(plain),
+    [length]: series.y,
+    ...group,
     legendgroup: series.name,
     marker: { color: rgba(series.color, 0.82), line: { color: series.color, width: 1 } },
     showlegend: first,
-    error_y: whiskers(series, INK),
-    customdata: hoverTexts(drawing, series, true),
-    hovertemplate: `<b>${plain(series.name)}</b> %{x}<br>%{customdata}<extra></extra>`,
+    [`error_${length}`]: whiskers(series, INK),
+    customdata: hoverTexts(drawing, metric, series, true),
+    hovertemplate: `<b>${plain(series.name)}</b> %{${words}}<br>%{customdata}<extra></extra>`,
     ...axes,
   };
   if (!series.null_low.length) return [main];
@@ -136,10 +145,11 @@ function barTraces(drawing, series, axes, first) {
     main,
     {
       type: "bar",
-      x,
+      orientation: main.orientation,
+      [words]: series.x.map(plain),
       base: series.null_low,
-      y: series.null_low.map((low, i) => (low === null ? null : series.null_high[i] - low)),
-      offsetgroup: series.name,
+      [length]: series.null_low.map((low, i) => (low === null ? null : series.null_high[i] - low)),
+      ...group,
       legendgroup: series.name,
       name: series.name,
       meta: "null",
@@ -177,55 +187,67 @@ function scatterTraces(series, rank, axes, first) {
   ];
 }
 
-// What stands in each cell: the value, and its interval where all of them fit.
-function cellTexts(grid, ends, center, cellWidth, cellHeight) {
-  const largest = Math.max(
-    ...grid.value
-      .flat()
-      .filter((v) => v !== null)
-      .map(Math.abs),
-    0,
-  );
+// A rounded −0.00 would claim a sign that its digits do not show.
+const fixed = (value, places) => {
+  const words = value.toFixed(places);
+  return /[1-9]/.test(words) ? minus(words) : words.replace("-", "");
+};
+
+// What of each cell's numbers fits into it: the same for all grids of a panel, because a grid with
+// intervals beside one without them would look like another measurement.
+function cellStyle(grids, cellWidth, cellHeight) {
+  const all = (name) => grids.flatMap((grid) => grid[name].flat()).filter(isKnown);
+  const largest = Math.max(...all("value").map(Math.abs), 0);
   const places = largest < 1.5 ? 2 : largest < 100 ? 1 : 0;
-  const fixed = (v) => (v === null ? "" : v.toFixed(places).replace("-", "−"));
-  const bounds = grid.value.map((row, j) =>
-    row.map((value, i) =>
-      value === null || grid.low[j][i] === null || grid.high[j][i] === null
-        ? ""
-        : `[${fixed(grid.low[j][i])}, ${fixed(grid.high[j][i])}]`,
-    ),
+  const longest = (words) => Math.max(...words.map((word) => word.length), 1);
+  const across = longest(all("value").map((v) => fixed(v, places)));
+  const size = [13, 10.5, 9.5].find(
+    (size) => 4 + 0.6 * size * across <= cellWidth && size + 5 <= cellHeight,
   );
-  // Five pixels a character at this size; a row of clipped intervals would be worse than none.
-  const roomy =
-    cellHeight >= 38 &&
-    cellWidth >= 6 + 4.7 * Math.max(...bounds.flat().map((words) => words.length));
+  const bounds = grids.flatMap((grid) =>
+    grid.value.flatMap((row, j) => row.map((_, i) => boundsOf(grid, j, i, places))),
+  );
+  // Five pixels a character at their size; clipped intervals would be worse than none.
+  const intervals = size && cellHeight >= 38 && cellWidth >= 5 + 4.9 * longest(bounds);
+  return { places, size, intervals };
+}
+
+const boundsOf = (grid, j, i, places) =>
+  [grid.value, grid.low, grid.high].every((of) => isKnown(of[j][i]))
+    ? `[${fixed(grid.low[j][i], places)}, ${fixed(grid.high[j][i], places)}]`
+    : "";
+
+// What stands in each cell: the value, and its interval where all of them fit.
+function cellTexts(grid, style, ends, center) {
   return grid.value.map((row, j) =>
     row.map((value, i) => {
       if (value === null) return "";
       // Ink that can be read on the cell's own color.
-      const depth = (value - ends[0]) / (ends[1] - ends[0] || 1);
+      const depth = colorPlace(value, ends, center);
       const dark = center === null ? depth > 0.62 : depth < 0.2 || depth > 0.8;
-      const small =
-        roomy && bounds[j][i] ? `<br><span style="font-size:9.5px">${bounds[j][i]}</span>` : "";
-      return `<span style="color:${dark ? "#ffffff" : INK}">${fixed(value)}${small}</span>`;
+      const bounds = style.intervals ? boundsOf(grid, j, i, style.places) : "";
+      const small = bounds && `<br><span style="font-size:9.5px">${bounds}</span>`;
+      return `<span style="color:${dark ? "#ffffff" : INK}">${fixed(value, style.places)}${small}</span>`;
     }),
   );
 }
 
-function gridTrace(drawing, metric, grid, axes, ends, center, cellWidth, cellHeight) {
-  return {
+// A cell that has a row and no value; one without a row was never meant to be measured.
+const isMissing = (grid, j, i) => grid.value[j][i] === null && isKnown(grid.n[j][i]);
+
+function gridTraces(drawing, metric, grid, axes, ends, center, style) {
+  const common = {
     type: "heatmap",
-    x: grid.x,
-    y: grid.y,
-    z: grid.value,
+    x: grid.x.map(plain),
+    y: grid.y.map(plain),
     xgap: 2,
     ygap: 2,
     hoverongaps: false,
-    coloraxis: "coloraxis",
     customdata: grid.value.map((row, j) =>
       row.map((value, i) =>
         hoverText(
           drawing,
+          metric,
           value,
           grid.low[j][i],
           grid.high[j][i],
@@ -238,13 +260,47 @@ function gridTrace(drawing, metric, grid, axes, ends, center, cellWidth, cellHei
       `${plain(spoken(drawing.figure.y))} <b>%{y}</b>, ` +
       `${plain(spoken(drawing.figure.x))} <b>%{x}</b><br>` +
       `${plain(spoken(metric))} %{customdata}<extra></extra>`,
-    ...(cellWidth >= 26 && cellHeight >= 18
-      ? {
-          text: cellTexts(grid, ends, center, cellWidth, cellHeight),
-          texttemplate: "%{text}",
-          textfont: { size: cellWidth < 34 ? 9.5 : cellWidth < 52 ? 10.5 : 13 },
-        }
-      : {}),
     ...axes,
   };
+  const main = { ...common, z: grid.value, coloraxis: "coloraxis" };
+  if (style.size)
+    Object.assign(main, {
+      text: cellTexts(grid, style, ends, center),
+      texttemplate: "%{text}",
+      textfont: { size: style.size },
+    });
+  // Missing cells are hatched by `hatching`; this is what hovering over them finds.
+  const gaps = grid.value.map((row, j) => row.map((_, i) => (isMissing(grid, j, i) ? 0 : null)));
+  if (!gaps.flat().includes(0)) return [main];
+  const clear = { colorscale: [0, 1].map((at) => [at, "rgba(0,0,0,0)"]), zmin: 0, zmax: 1 };
+  return [main, { ...common, ...clear, z: gaps, showscale: false, meta: "missing" }];
+}
+
+// Gray cells with slanted lines where a grid has a row and no value, as two shapes in all.
+function hatching(grid, xref, yref) {
+  // Places are counted in cells. These never equal a word on an axis, such as the layer 1, which
+  // Plotly would take for that word's place.
+  const half = 0.4713;
+  const slants = [-0.63, -0.31, 0.013, 0.33, 0.64];
+  const at = (x, y) => `${x.toFixed(4)},${y.toFixed(4)}`;
+  let cells = "";
+  let lines = "";
+  grid.value.forEach((row, j) =>
+    row.forEach((_, i) => {
+      if (!isMissing(grid, j, i)) return;
+      const [left, right, low, high] = [i - half, i + half, j - half, j + half];
+      cells += `M${at(left, low)}L${at(right, low)}L${at(right, high)}L${at(left, high)}Z`;
+      slants.forEach((slant) => {
+        const start = [Math.max(-half, slant - half), Math.max(-half, -slant - half)];
+        const stop = [Math.min(half, slant + half), Math.min(half, half - slant)];
+        lines += `M${at(i + start[0], j + start[1])}L${at(i + stop[0], j + stop[1])}`;
+      });
+    }),
+  );
+  if (!cells) return [];
+  const common = { type: "path", xref, yref, layer: "below" };
+  return [
+    { ...common, path: cells, fillcolor: "#e3e6ea", line: { width: 0 } },
+    { ...common, path: lines, line: { width: 1, color: "#9aa3ad" } },
+  ];
 }
