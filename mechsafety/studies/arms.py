@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from jaxtyping import Float
@@ -21,6 +22,11 @@ from mechsafety.models.model import Model
 from mechsafety.models.probe_report import Probe
 from mechsafety.models.spec import ModelSpec
 from mechsafety.models.tokens import TokenizedPrompts, tokenize
+
+ORGANISM_NOTE: Final = (
+    "A trained organism shows what the instrument detects on a model whose construction is known; "
+    "it is not evidence about chat models."
+)
 
 
 class Arm(FrozenConfig):
@@ -189,3 +195,8 @@ def _rows(
 def subset(prompts: PromptSet, n: int) -> PromptSet:
     """The first `n` prompts, or all."""
     return prompts.select(list(range(min(n, len(prompts)))))
+
+
+def clusters_of(prompts: PromptSet, by: str | None) -> tuple[str, ...]:
+    """The cluster of each prompt: its label `by`, else its group."""
+    return tuple(p.labels.get(by, p.group) if by else p.group for p in prompts)

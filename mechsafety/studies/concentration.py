@@ -28,9 +28,18 @@ from mechsafety.effects.answers import Answers
 from mechsafety.effects.refusal_tokens import find_refusal_tokens
 from mechsafety.judges.phrases import PhraseJudge
 from mechsafety.metrics.pairing import Pairing
+from mechsafety.metrics.resampling import MIN_CLUSTERS
 from mechsafety.models.spec import ModelSpec
 from mechsafety.organisms.sources import StudyPrompts, study_prompts
-from mechsafety.studies.arms import Arm, ArmJob, ArmView, read_arm, subset
+from mechsafety.studies.arms import (
+    ORGANISM_NOTE,
+    Arm,
+    ArmJob,
+    ArmView,
+    clusters_of,
+    read_arm,
+    subset,
+)
 from mechsafety.studies.attack import Attacked, AttackJob, AttackMatrix, attack_arm, source
 from mechsafety.studies.concentration_findings import Claim, Measured, finding
 from mechsafety.studies.concentration_tables import (
@@ -50,16 +59,8 @@ from mechsafety.studies.spectra import (
     spectra_table,
 )
 
-MIN_CLUSTERS: Final = 4
-"""Clusters below which a resampling by cluster has no spread to learn from."""
-
 MIN_REFUSALS: Final = 0.1
 """Share of harmful prompts that an arm must refuse to be attacked: else nothing can be lost."""
-
-ORGANISM_NOTE: Final = (
-    "A trained organism shows what the instrument detects on a model whose construction is known; "
-    "it is not evidence about chat models."
-)
 
 
 class Config(StudyConfig):
@@ -246,8 +247,8 @@ def _measure(
         pairings=pairings,
         massive=bool(out.massive),
         matrix=config.attack,
-        clusters=_clusters(subset(held_out.first, config.attack.n), config.cluster_by),
-        harmless_clusters=_clusters(subset(held_out.second, config.attack.n), config.cluster_by),
+        clusters=clusters_of(subset(held_out.first, config.attack.n), config.cluster_by),
+        harmless_clusters=clusters_of(subset(held_out.second, config.attack.n), config.cluster_by),
         seed=config.seed,
         resampling_notes=_resampling_notes(config, fit, held_out),
     )
@@ -257,8 +258,8 @@ def _measure(
             judge,
             fit,
             {
-                "harmful": _clusters(fit.first, config.cluster_by),
-                "harmless": _clusters(fit.second, config.cluster_by),
+                "harmful": clusters_of(fit.first, config.cluster_by),
+                "harmless": clusters_of(fit.second, config.cluster_by),
             },
         ),
         spectra_table(cells),
@@ -486,11 +487,6 @@ def _refuse_mixed_depths(views: Sequence[ArmView]) -> None:
 # --- small pieces ------------------------------------------------------------------------------
 
 
-def _clusters(prompts: PromptSet, by: str | None) -> tuple[str, ...]:
-    """The cluster of each prompt: its label `by`, else its group."""
-    return tuple(p.labels.get(by, p.group) if by else p.group for p in prompts)
-
-
 Clusters = tuple[str, ...] | None
 
 
@@ -500,7 +496,7 @@ def _undivided(pairs: PromptPairs, by: str | None) -> tuple[Clusters, Clusters]:
     Twins go as one, under the cluster of their first prompt; two lists have clusters of their own,
     which may be shared, so that both sides have them or neither.
     """
-    sides = [_clusters(side, by) for side in pairs.sets]
+    sides = [clusters_of(side, by) for side in pairs.sets]
     if pairs.pairing == "twins":
         sides = sides[:1]
     if min(len(set(names)) for names in sides) < MIN_CLUSTERS:
@@ -513,7 +509,7 @@ def _undivided(pairs: PromptPairs, by: str | None) -> tuple[Clusters, Clusters]:
 def _resampling_notes(config: Config, fit: PromptPairs, held_out: PromptPairs) -> tuple[str, ...]:
     """What the intervals of this run rest on."""
     by = config.cluster_by or "group"
-    counts = [len(set(_clusters(pairs.first, config.cluster_by))) for pairs in (fit, held_out)]
+    counts = [len(set(clusters_of(pairs.first, config.cluster_by))) for pairs in (fit, held_out)]
     if _undivided(fit, config.cluster_by)[0] is not None:
         return (
             f"Intervals keep clusters ({by}) whole: {counts[0]} behind spectra, {counts[1]} behind "

@@ -4,9 +4,10 @@ Every job returns per-prompt numbers: means, intervals and choices are made of t
 forward cost.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -29,7 +30,7 @@ from mechsafety.effects.ablation_matrix import (
     check_zero_strength,
     observe_side,
 )
-from mechsafety.effects.adding import dose_scores
+from mechsafety.effects.adding import added_scores, dose_scores
 from mechsafety.effects.answers import (
     Answers,
     answer,
@@ -88,6 +89,19 @@ class Asked:
     def tokens(self, model: Model, prompts: PromptSet) -> TokenizedPrompts:
         """The prompts as this model receives them."""
         return tokenize(model, prompts.prompts, self.chat)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One question with what it is asked of, so that different ones run side by side."""
+
+    ask: Callable[[Any], Any]
+    job: object
+
+
+def do(task: Task) -> Any:
+    """Ask it; the caller knows what comes back."""
+    return task.ask(task.job)
 
 
 # --- reading -----------------------------------------------------------------------------------
@@ -412,10 +426,24 @@ class DoseJob:
     """The direction first, then its controls; only directions count."""
     norms: Mapping[int, float]
     doses: tuple[float, ...]
+    by_layer: Float[Tensor, "layer d_model"]
+    """Directions read at each layer, for their direct effect on the logits."""
+    direct_dose: float
+    """Dose of those, in the same units, added to the output of the last block."""
 
 
-def dose_response(job: DoseJob) -> Float[Tensor, "draw prompt layer dose"]:
-    """Refusal scores; the last layer is the output of the last block."""
+@dataclass(frozen=True)
+class Doses:
+    """Refusal scores under additions."""
+
+    response: Float[Tensor, "draw prompt layer dose"]
+    """The last layer is the output of the last block."""
+    direct: Float[Tensor, "prompt layer"]
+    """With each layer's own direction added to the output of the last block."""
+
+
+def dose_response(job: DoseJob) -> Doses:
+    """Add the direction and its controls at every layer, at every dose."""
     model = job.asked.open()
     size = job.asked.runtime.batch_tokens
     tokens = job.asked.tokens(model, job.prompts)
@@ -430,7 +458,15 @@ def dose_response(job: DoseJob) -> Float[Tensor, "draw prompt layer dose"]:
         refusal_ids=ids,
         batch_tokens=size,
     )
-    return torch.stack([respond(direction) for direction in job.directions])
+    norms = linalg.vector_norm(job.by_layer.double(), dim=1)[:, None]
+    # A direction that is zero (template tokens at layer 0) stays zero and adds nothing.
+    units = job.by_layer.double() / norms.clamp(min=torch.finfo(torch.float64).tiny)
+    last = starts[model.dims.n_layers]
+    added = (units * job.direct_dose * job.norms[model.dims.n_layers]).float()
+    return Doses(
+        response=torch.stack([respond(direction) for direction in job.directions]),
+        direct=added_scores(model, last, added, ids, size),
+    )
 
 
 # --- who writes it -----------------------------------------------------------------------------
