@@ -30,8 +30,8 @@ from mechsafety.studies.locality_measured import Causal, Measured, Separated, Wi
 from mechsafety.studies.locality_tables import place
 from mechsafety.studies.refusal_proxy import VALID, proxy_auc
 
-SHARES = (0.8, 0.9, 0.95)
-"""Shares of an effect that a reader would also accept for 'most of it'."""
+LENGTHS = (0.25, 0.34, 0.5)
+"""Lengths, as shares of the depth, that a reader would also call local."""
 
 
 class SeparationCell(FrozenConfig):
@@ -65,13 +65,12 @@ class WinnerCell(FrozenConfig):
 
 
 class WindowCell(FrozenConfig):
-    """Whether a window of at most so many layers keeps most of the effect."""
+    """The share of the effect that one window of at most so many layers carries."""
 
     test: Literal["window"]
-    share: PositiveFloat = 0.9
-    """Of the effect, that the window must keep."""
     max_length: PositiveFloat = 0.5
-    """Length that the claim allows, as a share of the depth."""
+    """Longest window that counts as local, as a share of the depth. The claim's margin is the
+    share of the effect that it must carry."""
 
 
 class SecondDirectionCell(FrozenConfig):
@@ -127,7 +126,7 @@ def finding(claim: Claim, measured: Measured) -> Finding:
         return assembled(claim, _second(winner), notes)
     assessed = _writers(cell, winner)
     if choice_key(assessed.primary) not in assessed.choices:
-        why = "The other heads and MLPs are too few to draw controls from."
+        why = "Every head and MLP before the site is a top writer, so there are no controls."
         return unmeasured(claim, why, notes)
     return assembled(claim, assessed, notes)
 
@@ -407,6 +406,7 @@ def _nearest_dose(dose: float, winner: Winner, measured: Measured) -> int:
 
 
 def _window(cell: WindowCell, winner: Winner, measured: Measured) -> Assessed:
+    """Chosen on the select split, measured on the third."""
     found, n_layers = winner.windows, measured.read.dims.n_layers
     direction, controls = found.evaluate[0], found.evaluate[1:].mean(1)
     whole = found.tried.index((0, n_layers - 1))
@@ -414,52 +414,47 @@ def _window(cell: WindowCell, winner: Winner, measured: Measured) -> Assessed:
     choices: dict[tuple[tuple[str, str], ...], Effect] = {}
     if full > float(controls[:, whole].max()):
         draws = winner.evaluate.harmful.means(direction)
-        for share in dict.fromkeys((cell.share, *SHARES)):
-            effect = _length_effect(cell, winner, measured, share, draws)
-            if effect is not None:
-                choices[choice_key({"share": f"{share:g}"})] = effect
+        words = _smallest_words(winner, n_layers, draws)
+        for length in dict.fromkeys((cell.max_length, *LENGTHS)):
+            short = [i for i, (a, b) in enumerate(found.tried) if b - a + 1 <= length * n_layers]
+            if not short:
+                continue
+            chosen = max(short, key=lambda i: float(found.select[0][:, i].mean()))
+            shares = draws[:, chosen] / draws[:, whole]
+            low, high = percentile_interval(shares, winner.evaluate.harmful.n_units)
+            value = float(direction[:, chosen].mean()) / full
+            covered = _ends(controls[:, chosen] / full)
+            first, last = found.tried[chosen]
+            choices[choice_key({"max_length": f"{length:g}"})] = Effect(
+                value=value,
+                interval=_around(value, float(low), float(high)),
+                null=covered,
+                n=len(direction),
+                words=f"Layers {first} to {last} (chosen on the select split) carry {value:.0%} "
+                f"[{float(low):.0%}, {float(high):.0%}] of the effect of all layers, "
+                f"{full:.2f}; controls there come to {covered[0]:+.0%} to {covered[1]:+.0%} of "
+                f"it. {words}",
+            )
     return Assessed(
-        primary={"share": f"{cell.share:g}"},
+        primary={"max_length": f"{cell.max_length:g}"},
         choices=choices,
-        null=f"the same for {len(controls)} energy-matched directions, each beside its own effect",
-        unit="allowed length less the smallest window's, share of depth (prompts)",
-        notes=(
-            f"The window is the smallest on the third split; the select split's is named beside. "
-            f"Full effect {full:.2f}, controls {span(_ends(controls[:, whole]))}.",
-        ),
+        null=f"range over {len(controls)} energy-matched directions ablated in the same window, as "
+        "a share of the direction's own full effect",
+        unit="share of the effect of ablating in all layers (prompts)",
     )
 
 
-def _length_effect(
-    cell: WindowCell, winner: Winner, measured: Measured, share: float, draws: Tensor
-) -> Effect | None:
-    found, n_layers = winner.windows, measured.read.dims.n_layers
+def _smallest_words(winner: Winner, n_layers: int, draws: Tensor) -> str:
+    """The smallest window that keeps most of the effect, and how its length varies."""
+    found, share = winner.windows, 0.9
     first, last = found.smallest(found.evaluate[0].mean(0), share)
-    if int(first) < 0:
-        return None
-    length = int(last - first) + 1
     starts, stops = found.smallest(draws, share)
-    known = starts >= 0
-    lengths = torch.where(known, stops - starts + 1, n_layers).double()
+    lengths = torch.where(starts >= 0, stops - starts + 1, n_layers).double()
     low, high = percentile_interval(lengths, winner.evaluate.harmful.n_units)
-    of_controls = found.smallest(found.evaluate[1:].mean(1), share)
-    control_lengths = torch.where(
-        of_controls[0] >= 0, of_controls[1] - of_controls[0] + 1, n_layers
-    ).double()
-    covered = _ends(cell.max_length - control_lengths / n_layers)
-    chosen = found.smallest(found.select[0].mean(0), share)
-    value = cell.max_length - length / n_layers
-    return Effect(
-        value=value,
-        interval=_around(
-            value, cell.max_length - float(high) / n_layers, cell.max_length - float(low) / n_layers
-        ),
-        null=covered,
-        n=found.evaluate.shape[1],
-        words=f"Layers {int(first)} to {int(last)} ({length} of {n_layers}) keep {share:.0%} of "
-        f"the effect; length {float(low):.0f} to {float(high):.0f} over resamplings. The select "
-        f"split's window: {int(chosen[0])} to {int(chosen[1])}. Controls need "
-        f"{float(control_lengths.min()):.0f} to {float(control_lengths.max()):.0f} layers.",
+    return (
+        f"The smallest window with {share:.0%}: layers {int(first)} to {int(last)}, "
+        f"{int(last - first) + 1} of {n_layers} ({float(low):.0f} to {float(high):.0f} over "
+        "resamplings; short by luck, as the minimum over windows is)."
     )
 
 
@@ -536,6 +531,7 @@ def _writers(cell: WritersCell, winner: Winner) -> Assessed:
         value = gap - float(one.harmful.mean() - one.harmless.mean())
         null = torch.stack([gap - (a.harmful.mean() - a.harmless.mean()) for a in others])
         covered = _ends(null)
+        shared = torch.tensor([a.overlap for a in others], dtype=torch.float64)
         choices[choice_key({"form": form})] = Effect(
             value=value,
             interval=_around(value, float(low), float(high)),
@@ -545,7 +541,8 @@ def _writers(cell: WritersCell, winner: Winner) -> Assessed:
             f"({names}). Their {form} ablation narrows the score gap between harmful and harmless "
             f"prompts ({gap:.1f}) by {value:.2f} [{float(low):.2f}, {float(high):.2f}] (harmful "
             f"{float(one.harmful.mean()):.1f}, harmless {float(one.harmless.mean()):.1f} after); "
-            f"as many others narrow it by {span(covered)}.",
+            f"as many others (sharing {float(shared.mean()):.0%} of them) narrow it by "
+            f"{span(covered)}.",
         )
     return Assessed(
         primary={"form": cell.form},

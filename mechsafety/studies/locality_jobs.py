@@ -496,6 +496,8 @@ class WriterAblation:
     writers: tuple[str, ...]
     control: int | None
     """Which control draw this is; None for the top writers themselves."""
+    overlap: float
+    """Share of the top writers that are among these."""
     harmful: Float[Tensor, " n_harmful"]
     harmless: Float[Tensor, " n_harmless"]
 
@@ -527,12 +529,14 @@ def writers(job: WritersJob) -> Writers:
     rivals = _other_writers(job, found.writers, top)
     means = writer_means(model, fit[1], [w for w in found.writers if w.site is not None], size)
 
+    can_be_ablated = [w for w in top if w.site is not None]
+
     def ablated(form: str, some: Sequence[Writer], control: int | None) -> WriterAblation:
         edits = writer_edits(some, means if form == "mean" else None)
         scores = [refusal_scores(model, tokens, ids, size, edits) for tokens in held_out]
-        return WriterAblation(form, tuple(map(str, some)), control, scores[0], scores[1])
+        shared = sum(writer in can_be_ablated for writer in some) / len(some)
+        return WriterAblation(form, tuple(map(str, some)), control, shared, scores[0], scores[1])
 
-    can_be_ablated = [w for w in top if w.site is not None]
     done = [ablated(form, can_be_ablated, None) for form in ("zero", "mean") if can_be_ablated]
     done += [
         ablated(form, rival, draw) for draw, rival in enumerate(rivals) for form in ("zero", "mean")
@@ -545,23 +549,29 @@ def _other_writers(
 ) -> list[list[Writer]]:
     """As many heads and as many MLPs as the top ones, drawn from all the others.
 
-    No controls where the others are too few.
+    Where the top ones leave too few others of a kind, as many writers as they are, drawn from all
+    that can be ablated whatever their kind; the overlap is then part of the control.
     """
     generator = named_generator(job.asked.seed, "other writers")
-    rivals: list[list[Writer]] = []
-    counts = {kind: sum(w.kind == kind for w in top) for kind in ("head", "mlp")}
-    others = {
-        kind: [w for w in everyone if w.kind == kind and w not in top] for kind in ("head", "mlp")
-    }
-    if any(len(others[kind]) < counts[kind] for kind in counts) or not sum(counts.values()):
+    able = [writer for writer in everyone if writer.site is not None]
+    chosen = [writer for writer in top if writer.site is not None]
+    counts = {kind: sum(writer.kind == kind for writer in chosen) for kind in ("head", "mlp")}
+    pools = [
+        ([writer for writer in able if writer.kind == kind and writer not in chosen], n)
+        for kind, n in counts.items()
+    ]
+    if any(len(pool) < n for pool, n in pools):
+        pools = [(able, len(chosen))]
+    # With every writer on top there is nothing to draw but the top ones themselves.
+    if not chosen or len(chosen) == len(able):
         return []
-    for _ in range(job.n_controls):
-        drawn: list[Writer] = []
-        for kind, n in counts.items():
-            order = torch.randperm(len(others[kind]), generator=generator)[:n]
-            drawn += [others[kind][int(i)] for i in order]
-        rivals.append(drawn)
-    return rivals
+
+    def drawn(pool: Sequence[Writer], n: int) -> list[Writer]:
+        return [pool[int(i)] for i in torch.randperm(len(pool), generator=generator)[:n]]
+
+    return [
+        [writer for pool, n in pools for writer in drawn(pool, n)] for _ in range(job.n_controls)
+    ]
 
 
 # --- a second direction ------------------------------------------------------------------------

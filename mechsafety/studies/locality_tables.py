@@ -679,7 +679,8 @@ def writers_table(winner: Winner) -> Table:
         "whole, direct effects only. Intervals are ±1.96 standard errors, prompts as independent. "
         f"top: the fewest that sum to the share asked for ({len(found.top)}). Rows with a form: "
         "refusal scores on the third split with the top writers ablated at every token (zero, or "
-        "set to their harmless mean), and the range over as many other heads and MLPs.",
+        "set to their harmless mean), and the range over as many other heads and MLPs (of any "
+        "kind and with overlap, where the top ones leave too few).",
     )
     shares = found.shares.shares
     total = found.shares.total
@@ -733,6 +734,15 @@ def writers_table(winner: Winner) -> Table:
                 n=len(gaps),
                 unit="harmful − harmless refusal score (controls)",
                 interval=(float(gaps.min()), float(gaps.max())),
+                form=form,
+            )
+            shared = torch.tensor([a.overlap for a in others], dtype=torch.float64)
+            table.add(
+                "overlap_controls",
+                float(shared.mean()),
+                n=len(shared),
+                unit="share of the top writers (controls)",
+                interval=(float(shared.min()), float(shared.max())),
                 form=form,
             )
     return table
