@@ -15,7 +15,7 @@ from torch import Tensor
 from mechsafety.activations.collecting import collect
 from mechsafety.core.positions import Position
 from mechsafety.core.sites import ResidualSite
-from mechsafety.effects.ablation import ZeroAblation, under
+from mechsafety.effects.ablation import Hooks, under, zero_ablation
 from mechsafety.effects.selection import Candidates
 from mechsafety.interventions.ablate import ablate
 from mechsafety.models.model import Model
@@ -43,7 +43,7 @@ def refitted_candidates(
         positions: As above.
         batch_tokens: Most padded tokens of one pass.
     """
-    with under(model, ZeroAblation(first)):
+    with under(model, _ablated_up_to(model, first, sites)):
         there = [
             collect(model, prompts, sites, positions, batch_tokens=batch_tokens)
             for prompts in (harmful, harmless)
@@ -66,6 +66,17 @@ def last_token_stream(
     without: Float[Tensor, "k d_model"] | None = None,
 ) -> Float[Tensor, "layer prompt d_model"]:
     """The residual stream at the last token, of the model as it is or with a direction ablated."""
-    with under(model, None if without is None else ZeroAblation(without)):
+    with under(model, None if without is None else _ablated_up_to(model, without, sites)):
         read = collect(model, prompts, sites, ["last"], batch_tokens=batch_tokens)
     return torch.stack([read.rows(site, "last") for site in sites])
+
+
+def _ablated_up_to(
+    model: Model, basis: Float[Tensor, "k d_model"], sites: Sequence[ResidualSite]
+) -> Hooks:
+    """Zero ablation up to the last of the sites, where a pass that reads them ends.
+
+    As hooks: edited weights would be hashed anew with everything that is collected from them.
+    """
+    edits = zero_ablation(model.dims, basis)
+    return {at: edit for at, edit in edits.items() if any(at <= site for site in sites)}
