@@ -30,7 +30,7 @@ class Resampling:
     weights: Float[Tensor, "draw row"]
     """Rows of each draw add up to 1, float64."""
     n_units: int
-    """Independent units that were drawn: clusters, or rows."""
+    """Independent units among these rows: their clusters, or the rows themselves."""
 
     def means(self, values: Float[Tensor, "row *cell"]) -> Float[Tensor, "draw *cell"]:
         """The mean over each draw's prompts of every column of per-prompt values."""
@@ -54,7 +54,7 @@ def resample_together(
     """One resampling of several sides that share clusters, such as both sides of twins.
 
     A cluster that is drawn twice counts twice on every side. A draw that leaves a side without a
-    row is drawn again.
+    row is drawn again. Where a side has fewer than `MIN_CLUSTERS` clusters, rows are drawn.
 
     Args:
         sides: The cluster of each row, side by side; equal names are the same cluster.
@@ -69,22 +69,24 @@ def resample_together(
             f"resampling prompts: sides of {[len(side) for side in sides]} rows; expected at least "
             "two each, since one row shows no spread."
         )
-    names = list(dict.fromkeys(name for side in sides for name in side))
-    if len(names) < MIN_CLUSTERS:
+    if min(len(set(side)) for side in sides) < MIN_CLUSTERS:
         # Rows of the same place on each side stay together, as twins do.
         sides = [range(len(side)) for side in sides]
-        names = list(range(max(map(len, sides))))
+    names = list(dict.fromkeys(name for side in sides for name in side))
     place = {name: i for i, name in enumerate(names)}
     members = [torch.tensor([place[name] for name in side]) for side in sides]
     counts = torch.zeros(n_draws, len(names), dtype=torch.float64)
     empty = torch.ones(n_draws, dtype=torch.bool)
     while bool(empty.any()):
-        drawn = torch.randint(len(names), (int(empty.sum()), len(names)), generator=generator)
+        size = (int(empty.sum()), len(names))
+        drawn = torch.randint(len(names), size, generator=generator, device=generator.device).cpu()
         fresh = torch.zeros(len(drawn), len(names), dtype=torch.float64)
         counts[empty] = fresh.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
         empty = torch.stack([counts[:, rows].sum(1) == 0 for rows in members]).any(0)
-    by_side = [counts[:, rows] for rows in members]
-    return [Resampling(w / w.sum(1, keepdim=True), len(names)) for w in by_side]
+    return [
+        Resampling(times / times.sum(1, keepdim=True), len(set(side)))
+        for times, side in zip([counts[:, rows] for rows in members], sides, strict=True)
+    ]
 
 
 def percentile_interval(
@@ -97,7 +99,7 @@ def percentile_interval(
 
     Args:
         draws: From `Resampling.means`, or differences of such.
-        n_units: Independent units behind the draws.
+        n_units: Independent units behind the draws; of a difference, those of the smaller side.
         confidence: Coverage aimed at.
     """
     student = stats.t.ppf((1 + confidence) / 2, n_units - 1)
@@ -113,7 +115,15 @@ def weighted_auc(
     harmful: Resampling,
     harmless: Resampling,
 ) -> Float[Tensor, " draw"]:
-    """AUC of every draw; ties count half."""
+    """AUC of every draw; ties count half.
+
+    Raises:
+        SampleError: A score that is not a number.
+    """
+    if bool(harmful_scores.isnan().any() | harmless_scores.isnan().any()):
+        raise SampleError(
+            "weighted_auc: a score is not a number, and NaN has no rank. Find its prompt."
+        )
     above = harmful_scores[:, None] > harmless_scores[None, :]
     ties = harmful_scores[:, None] == harmless_scores[None, :]
     wins = above.double() + 0.5 * ties.double()
