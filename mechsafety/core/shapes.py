@@ -31,5 +31,6 @@ AXES: Final[dict[str, str]] = {
     "split": "random halves of a cross-fit",
     "group": "groups of rows that are left out together",
     "token": "tokens in one flat list",
+    "dose": "sizes at which a vector is added, in the order asked for",
     "cell": "cells of a map (layers, positions, windows), flattened",
 }

@@ -1,11 +1,13 @@
 """Adding vectors at a block's input: many of them share a pass, and only the blocks above run."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechsafety.core.errors import DegenerateDirectionError
 from mechsafety.core.progress import progress
 from mechsafety.effects.scores import Halfway
 from mechsafety.linalg.typed import linalg
@@ -71,8 +73,17 @@ def dose_scores(
         doses: In units of that norm; negative ones subtract.
         refusal_ids: Tokens that open a refusal.
         batch_tokens: Most padded tokens of one pass.
+
+    Raises:
+        DegenerateDirectionError: The direction is zero or not finite.
     """
-    unit = direction.double() / linalg.vector_norm(direction.double())
+    size = linalg.vector_norm(direction.double())
+    if not 0 < float(size) < math.inf:
+        raise DegenerateDirectionError(
+            f"adding doses of a direction: its norm is {float(size):.3g}, so it points nowhere. "
+            "Fit it where the two classes differ: template tokens at layer 0 are all the same."
+        )
+    unit = direction.double() / size
     by_layer: list[Tensor] = []
     for layer, start in progress(starts.items(), "adding doses", total=len(starts)):
         sizes = torch.tensor(list(doses), dtype=torch.float64) * norms[layer]
@@ -85,8 +96,8 @@ def _with_each(
     residual: Float[Tensor, "batch pos d_model"], vectors: Float[Tensor, "n_vectors d_model"]
 ) -> Float[Tensor, "n_rows pos d_model"]:
     """The batch once for each vector, with the vector added at every token."""
-    there = vectors.to(residual.device, torch.float32)
-    summed = residual.float()[None] + there[:, None, None, :]
+    wide = residual.to(torch.promote_types(residual.dtype, torch.float32))
+    summed = wide[None] + vectors.to(wide)[:, None, None, :]
     return summed.flatten(0, 1).to(residual.dtype)
 
 

@@ -43,7 +43,7 @@ class Halfway:
     """Prompts that ran up to a layer, so that edits from there on need only the blocks above."""
 
     layer: int
-    batches: tuple[tuple[TokenBatch, Float[Tensor, "batch pos d_model"]], ...]
+    batches: tuple[tuple[TokenBatch, Float[Tensor, "_batch _pos d_model"]], ...]
     """Each batch with its clean `resid_pre` of the layer."""
 
 
