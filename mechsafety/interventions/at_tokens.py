@@ -10,7 +10,7 @@ from mechsafety.interventions.intervention import Intervention
 
 def at_tokens(
     activation: Float[Tensor, "batch pos d"],
-    tokens: Bool[Tensor, "batch n_pos"],
+    tokens: Bool[Tensor, "n_rows n_pos"],
     edit: Intervention,
 ) -> Float[Tensor, "batch pos d"]:
     """The edited activation where `tokens` is true, and the activation elsewhere. A new tensor.
