@@ -5,7 +5,16 @@ from mechsafety.core.errors import PositionError, PromptError, TemplateError
 from mechsafety.core.positions import Position, TokenSpans
 from mechsafety.data.chat_template import ChatFormat
 from mechsafety.data.prompts import Prompt
-from mechsafety.models.tokens import TokenizedPrompts, batches, encode, from_ids, pad, tokenize
+from mechsafety.models.tokens import (
+    PADDING_SHARE,
+    TokenizedPrompts,
+    batched_rows,
+    batches,
+    encode,
+    from_ids,
+    pad,
+    tokenize,
+)
 from tests.models.families import TEMPLATE, word_tokenizer
 
 PROMPTS = [Prompt.of("describe a tree ."), Prompt.of("how do you make the bread ?")]
@@ -66,6 +75,41 @@ def test_every_token_of_every_prompt_is_in_one_batch_where_the_offsets_say(side:
             assert batch.position_ids[row, start : start + n].tolist() == list(range(n))
             seen[name] = batch.ids[row, start : start + n].tolist()
     assert seen == dict(enumerate(ids))
+
+
+@pytest.mark.parametrize("new_tokens", [0, 5])
+@pytest.mark.parametrize("batch_tokens", [1, 20, 640, 2048])
+def test_no_batch_is_too_large_or_padded_too_much_and_every_prompt_is_in_one(
+    batch_tokens: int, new_tokens: int
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(1, 65, (173,), generator=generator).tolist()
+    prompts = from_ids([[5] * n for n in lengths])
+    found = batched_rows(prompts, batch_tokens, new_tokens)
+    assert sorted(row for rows in found for row in rows) == list(range(len(lengths)))
+    assert any(len(rows) > 1 for rows in found) == (batch_tokens > 1)
+    ordered = [lengths[row] for rows in found for row in rows]
+    assert ordered == sorted(lengths, reverse=True)  # what does not fit fails at once
+    most = PADDING_SHARE * batch_tokens
+    for number, rows in enumerate(found):
+        some = [lengths[row] for row in rows]
+        padding = sum(max(some) - n for n in some)
+        assert len(some) == 1 or len(some) * (max(some) + new_tokens) <= batch_tokens
+        assert padding <= most
+        if number + 1 < len(found):
+            # The next prompt had no place here: for room, or for the padding it would bring.
+            more = max(some) - lengths[found[number + 1][0]]
+            too_large = (len(some) + 1) * (max(some) + new_tokens) > batch_tokens
+            assert too_large or padding + more > most
+
+
+def test_padding_that_costs_more_than_a_pass_makes_a_pass_of_its_own() -> None:
+    short, long = 6, 64
+    prompts = from_ids([[5] * n for n in (long, short, long, *[short] * 20)])
+    # 58 columns of padding for each short prompt, where 2048 / 64 are worth a pass.
+    assert [len(rows) for rows in batched_rows(prompts, 2048)] == [2, 21]
+    # A little of it is worth none.
+    assert len(batched_rows(from_ids([[5] * n for n in (64, 60, 56, 52)]), 2048)) == 1
 
 
 def test_a_prompt_longer_than_a_batch_goes_alone() -> None:
