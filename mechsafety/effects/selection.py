@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechsafety.core.errors import SampleError
@@ -50,6 +50,11 @@ class Candidates:
                 f"candidate directions: {tuple(self.vectors.shape[:2])} vectors for "
                 f"{len(self.positions)} positions and {len(self.sites)} sites; expected one each."
             )
+
+    @property
+    def real(self) -> Bool[Tensor, "position layer"]:
+        """Where there is a direction at all: at layer 0 template tokens do not differ."""
+        return (self.vectors != 0).any(-1)
 
     def at(self, position: int, layer: int) -> Float[Tensor, " d_model"]:
         """The mean difference at these indices."""
@@ -147,6 +152,7 @@ def select_direction(
         scores = _score_survivors(model, trial, candidates, filters)
     means = {name: getattr(scores, name).mean(0) for name in ("bypass", "induce", "kl")}
     allowed = kept(filters, n_layers, means["induce"], means["kl"], means["bypass"])
+    allowed &= candidates.real
     position, layer = (int(index) for index in choose(means["bypass"], allowed))
     chosen = (position, layer) if position >= 0 else None
     return Selection(candidates, scores, filters, mode, chosen)
@@ -212,7 +218,7 @@ def _score_survivors(
 
     def survivors(induce: Tensor, kl: Tensor) -> list[tuple[int, int]]:
         allowed = kept(filters, n_layers, induce, kl, nothing_known)
-        return [(int(p), int(s)) for p, s in allowed.nonzero()]
+        return [(int(p), int(s)) for p, s in (allowed & candidates.real).nonzero()]
 
     todo = survivors(unbounded, nothing_known)
     induce = induce_scores(model, trial, candidates, todo)

@@ -30,8 +30,13 @@ def number(value: float | None, decimals: int | None = None) -> str:
 
 
 def decimals_for(low: float | None, high: float | None) -> int | None:
-    """Places that show the first two digits of an interval's width; None where there is none."""
-    if low is None or high is None or not math.isfinite(high - low) or high == low:
+    """Places that show the first two digits of an interval's width; None where there is none.
+
+    A width that is rounding beside its ends is none.
+    """
+    if low is None or high is None or not math.isfinite(high - low):
+        return None
+    if abs(high - low) <= 1e-6 * max(abs(low), abs(high)):
         return None
     return max(0, min(6, 1 - math.floor(math.log10(abs(high - low)))))
 

@@ -13,6 +13,7 @@ from mechsafety.data.prompts import PromptPairs
 from mechsafety.effects.selection import Candidates, CandidateScores, Selection
 from mechsafety.effects.selection_rule import Discarded, choose, discarded, kept
 from mechsafety.effects.windows import Window
+from mechsafety.metrics.intervals import wilson
 from mechsafety.metrics.lexical import lexical_scores
 from mechsafety.metrics.max_statistic import Band, max_statistic_band
 from mechsafety.metrics.resampling import (
@@ -29,15 +30,9 @@ from mechsafety.metrics.separation import (
 )
 from mechsafety.metrics.smallest_window import smallest_window
 from mechsafety.studies.arms import clusters_of
-from mechsafety.studies.locality_jobs import (
-    ClassScores,
-    Doses,
-    Evaluated,
-    Read,
-    Second,
-    Where,
-    Writers,
-)
+from mechsafety.studies.locating.held_out import Evaluated, Second
+from mechsafety.studies.locating.partial import Doses, Where, Writers
+from mechsafety.studies.locating.reading import ClassScores, Read
 
 
 @dataclass(frozen=True)
@@ -140,9 +135,14 @@ def separated(
         ],
         dim=1,
     )
+    auc = auc_by_row(harmful, harmless)
     low, high = percentile_interval(resampled, sample.harmful.n_units)
+    # Perfect separation leaves nothing to resample: each unit then counts as one trial.
+    edge = wilson(sample.harmful.n_units, sample.harmful.n_units).low
+    low = torch.where(auc == 1, torch.full_like(low, edge), low)
+    high = torch.where(auc == 0, torch.full_like(high, 1 - edge), high)
     return Separated(
-        auc=auc_by_row(harmful, harmless).reshape(shape),
+        auc=auc.reshape(shape),
         d_prime=d_prime_by_row(harmful, harmless).reshape(shape),
         draws=resampled.reshape(-1, *shape),
         low=low.reshape(shape),
@@ -238,10 +238,11 @@ class CausalMap:
     def discarded(self, selection: Selection) -> Discarded:
         """Why candidates of the selection fail, from the map's complete scores."""
         means = self._selection_means(selection)
-        shape = means[0].shape
-        everything = torch.ones(shape, dtype=torch.bool)
         return discarded(
-            selection.filters, self._n_layers(selection), *means, candidates=everything
+            selection.filters,
+            self._n_layers(selection),
+            *means,
+            candidates=selection.candidates.real,
         )
 
     def choices(self, selection: Selection) -> Tensor:
@@ -263,7 +264,7 @@ class CausalMap:
         """What the complete table chooses."""
         induce, kl, bypass = self._selection_means(selection)
         allowed = kept(selection.filters, self._n_layers(selection), induce, kl, bypass)
-        position, layer = (int(i) for i in choose(bypass, allowed))
+        position, layer = (int(i) for i in choose(bypass, allowed & selection.candidates.real))
         return position, layer
 
     def _columns(self, selection: Selection) -> list[int]:

@@ -1,0 +1,1 @@
+"""Parts of the locality study (`studies/locality.py`)."""

@@ -1,0 +1,70 @@
+"""The cells that a claim of the study may name."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat
+
+from mechsafety.core.config import FrozenConfig
+from mechsafety.core.layers import LayerRule
+from mechsafety.core.positions import PositionText
+from mechsafety.core.result import DeclaredFinding
+from mechsafety.effects.ablation import AblationForm
+
+
+class SeparationCell(FrozenConfig):
+    """AUC of held-out prompts at one place, minus what it is compared with."""
+
+    test: Literal["separation"]
+    layer: LayerRule
+    """Block input; the number of layers is the output of the last block."""
+    position: PositionText = "last"
+    versus: Literal["chance", "lexical", "base"] = "chance"
+    """`chance`: 0.5; `lexical`: a bag of tokens; `base`: the same place of the base model."""
+
+
+class CausalCell(FrozenConfig):
+    """How much ablating (or adding) the direction read at one layer moves the refusal score."""
+
+    test: Literal["causal"]
+    layer: LayerRule
+    score: Literal["bypass", "induce"] = "bypass"
+
+
+class WinnerCell(FrozenConfig):
+    """Refusals that the chosen direction takes from harmful prompts, or gives to harmless ones."""
+
+    test: Literal["winner"]
+    effect: Literal["bypass", "induce"] = "bypass"
+    form: AblationForm = "zero"
+    """Of the ablation, for `bypass`."""
+    dose: PositiveFloat = 1.0
+    """Multiple of the mean difference, for `induce`; one of `evaluate.addition_doses`."""
+
+
+class WindowCell(FrozenConfig):
+    """The share of the effect that one window of at most so many layers carries."""
+
+    test: Literal["window"]
+    max_length: PositiveFloat = 0.5
+    """Longest window that counts as local, as a share of the depth. The claim's margin is the
+    share of the effect that it must carry."""
+
+
+class SecondDirectionCell(FrozenConfig):
+    """What the direction refitted after removal of the first does by itself."""
+
+    test: Literal["second_direction"]
+
+
+class WritersCell(FrozenConfig):
+    """How much of the score gap between the classes the top writers carry."""
+
+    test: Literal["writers"]
+    form: Literal["zero", "mean"] = "mean"
+
+
+ClaimCell = Annotated[
+    SeparationCell | CausalCell | WinnerCell | WindowCell | SecondDirectionCell | WritersCell,
+    Field(discriminator="test"),
+]
+Claim = DeclaredFinding[ClaimCell]

@@ -1,0 +1,289 @@
+"""Tables of where the chosen direction's effect comes from."""
+
+from collections.abc import Sequence
+
+import torch
+
+from mechsafety.core.result import Dimension, Table
+from mechsafety.studies.locating.measured import Winner, estimates
+from mechsafety.studies.locating.winner_tables import add_scores
+from mechsafety.studies.locating.words import EFFECT_UNIT, POINTWISE, SCORE_UNIT
+
+
+def windows_table(winner: Winner) -> Table:
+    """The direction ablated in one window of layers alone."""
+    found = winner.windows
+    table = Table(
+        "windows",
+        "Fall of the refusal score of harmful prompts when the direction is removed in layers "
+        "first to last only (from what enters the window and from what its blocks add), on the "
+        f"third split. {POINTWISE} controls: range over {len(found.evaluate) - 1} energy-matched "
+        "directions. share: of the effect of ablating in all layers.",
+    )
+    direction = estimates(found.evaluate[0], winner.evaluate.harmful)
+    controls = found.evaluate[1:].mean(1)
+    full = float(direction.value[found.tried.index(_whole(found.tried))])
+    for column, (first, last) in enumerate(found.tried):
+        at: dict[str, Dimension] = {"first": first, "last": last}
+        table.add(
+            "effect",
+            float(direction.value[column]),
+            n=direction.n,
+            unit=EFFECT_UNIT,
+            interval=direction.interval(column),
+            **at,
+        )
+        table.add(
+            "share",
+            float(direction.value[column]) / full if full > 0 else None,
+            n=direction.n,
+            unit="share of the effect of all layers (prompts)",
+            interval=None,
+            **at,
+        )
+        drawn = controls[:, column]
+        table.add(
+            "effect_controls",
+            float(drawn.mean()),
+            n=len(drawn),
+            unit="change in log-odds of a refusal token (controls)",
+            interval=(float(drawn.min()), float(drawn.max())),
+            **at,
+        )
+    return table
+
+
+def _whole(tried: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    return min(first for first, _ in tried), max(last for _, last in tried)
+
+
+def positions_table(winner: Winner) -> Table:
+    """The direction ablated at one position's tokens alone."""
+    found = winner.windows
+    table = Table(
+        "positions",
+        "Fall of the refusal score of harmful prompts when the direction is removed in every layer "
+        f"but at these tokens only, on the third split. {POINTWISE} `prompt` is the instruction.",
+    )
+    estimate = estimates(found.by_position, winner.evaluate.harmful)
+    for column, position in enumerate(found.positions):
+        table.add(
+            "effect",
+            float(estimate.value[column]),
+            n=estimate.n,
+            unit=EFFECT_UNIT,
+            interval=estimate.interval(column),
+            position=position,
+        )
+    return table
+
+
+def doses_table(winner: Winner) -> Table:
+    """Addition at every layer, over a range of doses."""
+    n_controls = len(winner.induced.response) - 1
+    table = Table(
+        "doses",
+        "Refusal score with the direction added at one layer's input, all tokens, third split: on "
+        "harmless prompts (does it induce refusal?) and, with negative doses, on harmful ones "
+        "(does it bypass?). Doses are in mean norms of that layer's residual stream. Layer n is "
+        f"the output of the last block: final norm and unembedding alone. {POINTWISE} controls: "
+        f"range over {n_controls} energy-drawn directions of the same norm. direct: each layer's "
+        "own direction added to the output of the last block, as change of the refusal score.",
+    )
+    for side, found, sample, sign in (
+        ("harmless", winner.induced, winner.evaluate.harmless, 1.0),
+        ("harmful", winner.subtracted, winner.evaluate.harmful, -1.0),
+    ):
+        direction = estimates(found.response[0], sample)
+        controls = found.response[1:].mean(1)
+        for row, layer in enumerate(winner.dose_layers):
+            for column, dose in enumerate(winner.doses):
+                at: dict[str, Dimension] = {
+                    "prompts": side,
+                    "layer": layer,
+                    "dose": sign * dose if dose else 0.0,
+                }
+                table.add(
+                    "refusal_score",
+                    float(direction.value[row, column]),
+                    n=direction.n,
+                    unit=SCORE_UNIT,
+                    interval=direction.interval(row, column),
+                    **at,
+                )
+                drawn = controls[:, row, column]
+                table.add(
+                    "refusal_score_controls",
+                    float(drawn.mean()),
+                    n=len(drawn),
+                    unit="log-odds of a refusal token (controls)",
+                    interval=(float(drawn.min()), float(drawn.max())),
+                    **at,
+                )
+        for column, dose in enumerate(winner.doses):
+            everywhere = controls[:, :, column]
+            table.add(
+                "refusal_score_all_controls",
+                float(everywhere.mean()),
+                n=n_controls,
+                unit="log-odds of a refusal token (controls, over all layers)",
+                interval=(float(everywhere.min()), float(everywhere.max())),
+                prompts=side,
+                dose=sign * dose if dose else 0.0,
+            )
+    direct = estimates(
+        winner.induced.direct - winner.clean.harmless[:, None], winner.evaluate.harmless
+    )
+    for layer in range(winner.induced.direct.shape[1]):
+        table.add(
+            "direct_logit_effect",
+            float(direct.value[layer]),
+            n=direct.n,
+            unit=EFFECT_UNIT,
+            interval=direct.interval(layer),
+            prompts="harmless",
+            layer=layer,
+            dose=winner.doses[len(winner.doses) // 2],
+        )
+    return table
+
+
+def writers_table(winner: Winner) -> Table:
+    """Which heads and MLPs write the direction, and what ablating the top ones does."""
+    found = winner.writers
+    table = Table(
+        "writers",
+        f"What each part adds to the difference of mean projections on the direction at "
+        f"{winner.site}, {winner.position} (fit split, harmful − harmless): parts sum to the "
+        "whole, direct effects only. Intervals are ±1.96 standard errors, prompts as independent. "
+        f"top: the fewest that sum to the share asked for ({len(found.top)}). Rows with a form: "
+        "refusal scores on the third split with the top writers ablated at every token (zero, or "
+        "set to their harmless mean), and the range over as many other heads and MLPs (of any "
+        "kind and with overlap, where the top ones leave too few).",
+    )
+    shares = found.shares.shares
+    total = found.shares.total
+    order = shares.sort(descending=True, stable=True).indices
+    for i in (int(i) for i in order):
+        writer = found.shares.writers[i]
+        half = 1.96 * float(found.spread[i]) / abs(total)
+        value = float(shares[i])
+        table.add(
+            "share",
+            value,
+            n=len(winner.evaluate.harmful_clusters),
+            unit="share of the difference of projections (prompts)",
+            interval=(value - half, value + half),
+            writer=str(writer),
+            kind=writer.kind,
+            layer=writer.layer,
+            top=writer in found.top,
+        )
+    clean = winner.clean
+    gap = clean.harmful.mean() - clean.harmless.mean()
+    table.add(
+        "score_gap",
+        float(gap),
+        n=len(clean.harmful),
+        unit="harmful − harmless refusal score (prompts)",
+        form="none",
+    )
+    for form in ("zero", "mean"):
+        drawn = [a for a in found.ablations if a.form == form]
+        mine = [a for a in drawn if a.control is None]
+        others = [a for a in drawn if a.control is not None]
+        for one in mine:
+            for side, scores, sample in (
+                ("harmful", one.harmful, winner.evaluate.harmful),
+                ("harmless", one.harmless, winner.evaluate.harmless),
+            ):
+                add_scores(table, side, scores, sample, {"form": form})
+            table.add(
+                "score_gap",
+                float(one.harmful.mean() - one.harmless.mean()),
+                n=len(one.harmful),
+                unit="harmful − harmless refusal score (prompts)",
+                form=form,
+            )
+        if others:
+            gaps = torch.stack([a.harmful.mean() - a.harmless.mean() for a in others])
+            table.add(
+                "score_gap_controls",
+                float(gaps.mean()),
+                n=len(gaps),
+                unit="harmful − harmless refusal score (controls)",
+                interval=(float(gaps.min()), float(gaps.max())),
+                form=form,
+            )
+            shared = torch.tensor([a.overlap for a in others], dtype=torch.float64)
+            table.add(
+                "overlap_controls",
+                float(shared.mean()),
+                n=len(shared),
+                unit="share of the top writers (controls)",
+                interval=(float(shared.min()), float(shared.max())),
+                form=form,
+            )
+    return table
+
+
+def second_table(winner: Winner) -> Table:
+    """The direction that is refitted in the model with the first one ablated."""
+    found = winner.second
+    table = Table(
+        "second_direction",
+        "With the first direction ablated the model runs again, mean differences are refitted "
+        "everywhere, and the best by the same filters (without induce) is tried by itself: fall of "
+        f"the refusal score on the third split. {POINTWISE} controls: range over directions of its "
+        "energy. independence: mean squared change of activations' cosine with the one when the "
+        "other is ablated (arXiv:2502.17420); 0 is independent.",
+    )
+    if found.alone is None or found.both is None or found.controls is None:
+        table.add("effect_alone", None, n=0, unit="no refitted direction passes the filters")
+        return table
+    sample, clean = winner.evaluate.harmful, winner.clean.harmful
+    zero = winner.evaluated.cells[0].harmful.refusal_score
+    assert zero is not None  # refusal tokens are given
+    first = clean - zero
+    chosen = found.selection.chosen
+    assert chosen is not None
+    where: dict[str, Dimension] = {
+        "position": found.selection.candidates.positions[chosen[0]],
+        "layer": chosen[1],
+    }
+    for metric, effect in (
+        ("effect_first", first),
+        ("effect_alone", clean - found.alone),
+        ("effect_both", clean - found.both),
+    ):
+        estimate = estimates(effect, sample)
+        table.add(
+            metric,
+            float(estimate.value),
+            n=estimate.n,
+            unit=EFFECT_UNIT,
+            interval=(float(estimate.low), float(estimate.high)),
+            **where,
+        )
+    drawn = (clean[None] - found.controls).mean(1)
+    table.add(
+        "effect_controls",
+        float(drawn.mean()),
+        n=len(drawn),
+        unit="change in log-odds of a refusal token (controls)",
+        interval=(float(drawn.min()), float(drawn.max())),
+        **where,
+    )
+    if found.independence is not None:
+        for name, value in zip(
+            ("first_from_second", "second_from_first"), found.independence, strict=True
+        ):
+            table.add(
+                f"independence_{name}",
+                value,
+                n=len(clean),
+                unit="squared change of cosine (prompts)",
+                interval=None,
+                **where,
+            )
+    return table

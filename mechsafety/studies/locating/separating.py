@@ -1,0 +1,124 @@
+"""Reading the model and its base, and how well every place separates the classes."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+from mechsafety.data.pairs import OrganismPairs
+from mechsafety.data.prompts import PromptPairs, PromptSet
+from mechsafety.organisms.prompts import behavior_sets, twins
+from mechsafety.organisms.sources import StudyPrompts
+from mechsafety.studies.locating.frame import Frame, ask_of
+from mechsafety.studies.locating.measured import Measured, Sample, lexical, separated
+from mechsafety.studies.locating.reading import Read, ReadJob, read_model
+from mechsafety.studies.locating.settings import LocalitySettings
+
+HELD_PAIRS: Final = "held-out pairs"
+"""Source of prompts: other verb-object pairs (or groups) than those fitted."""
+HELD_WORDS: Final = "held-out words"
+"""Source of prompts: words that safety training never saw."""
+WRAPPED: Final = {
+    "forbidden/wrappers seen": "harmful",
+    "forbidden/wrappers held out": "harmful",
+    "allowed/wrappers held out": "harmless",
+}
+"""Sets of the organisms' world that may fill the off-diagonal of harm × behavior."""
+
+
+def held_out_pairs(prompts: StudyPrompts) -> PromptPairs:
+    """Prompts that no direction was fitted on: the select and the third split."""
+    return both(prompts.pairs["select"], prompts.pairs["evaluate"])
+
+
+def both(first: PromptPairs, second: PromptPairs) -> PromptPairs:
+    """The pairs of two splits, one after the other."""
+    sides = [
+        PromptSet(a.name, (*a.prompts, *b.prompts), a.source)
+        for a, b in zip(first.sets, second.sets, strict=True)
+    ]
+    return PromptPairs(first.name, sides[0], sides[1], first.pairing)
+
+
+def sources_of(config: LocalitySettings, prompts: StudyPrompts) -> dict[str, PromptPairs]:
+    """Held-out prompts by where they come from."""
+    found = {HELD_PAIRS: held_out_pairs(prompts)}
+    if isinstance(config.prompts, OrganismPairs):
+        n = config.prompts.count("evaluate")
+        preset = config.prompts.preset
+        found[HELD_WORDS] = twins(n, config.seed, "evaluate", words="held_out", preset=preset)
+    return found
+
+
+def read_models(frame: Frame, folders: Mapping[str, str]) -> tuple[Read, Read | None]:
+    """The model and its base, side by side."""
+    config, prompts = frame.config, frame.prompts
+    fit = prompts.pairs["fit"]
+    sets = {"harmful": fit.first, "harmless": fit.second}
+    for source, pairs in sources_of(config, prompts).items():
+        sets |= {f"{source}/harmful": pairs.first, f"{source}/harmless": pairs.second}
+    wrapped: dict[str, PromptSet] = {}
+    if isinstance(config.prompts, OrganismPairs) and config.localize.two_by_two_n:
+        world = behavior_sets(
+            config.localize.two_by_two_n, config.seed, preset=config.prompts.preset
+        )
+        wrapped = {name: world[name] for name in WRAPPED}
+    job = ReadJob(
+        asked=frame.asked,
+        sets=sets | wrapped,
+        streams=config.maps.streams,
+        positions=config.positions,
+        answered=("harmful", "harmless", *wrapped),
+        judge=frame.judge,
+        max_new_tokens=config.answers_max_new_tokens,
+    )
+    jobs = [job]
+    if config.base is not None:
+        asked = ask_of(config, config.base, folders)
+        jobs.append(replace(job, asked=asked, sets=sets, answered=()))
+    found = frame.context.map(read_model, jobs, "reading")
+    return found[0], found[1] if len(found) > 1 else None
+
+
+def separation_of(frame: Frame, read: Read, base: Read | None) -> Measured:
+    """The maps of both models, beside what words alone give; nothing causal yet."""
+    config, prompts = frame.config, frame.prompts
+    paired = prompts.pairs["fit"].pairing == "twins"
+    sources = sources_of(config, prompts)
+    samples = {
+        source: Sample.of(pairs, config.cluster_by, config.maps.resamples, config.seed, source)
+        for source, pairs in sources.items()
+    }
+    models = {"model": read} | ({} if base is None else {"base": base})
+    return Measured(
+        read=read,
+        base=base,
+        held=samples[HELD_PAIRS],
+        separation={
+            (name, source): separated(
+                one,
+                (f"{source}/harmful", f"{source}/harmless"),
+                samples[source],
+                paired,
+                config.maps.permutations,
+                config.seed,
+            )
+            for name, one in models.items()
+            for source in sources
+        },
+        lexical={
+            source: lexical(
+                read, (f"{source}/harmful", f"{source}/harmless"), samples[source], paired
+            )
+            for source in sources
+        },
+        causal=None,
+        why_not="",
+        seed=config.seed,
+        resampling_notes=_resampling_notes(config, samples),
+    )
+
+
+def _resampling_notes(config: LocalitySettings, samples: Mapping[str, Sample]) -> tuple[str, ...]:
+    by = config.cluster_by or "group"
+    units = samples[HELD_PAIRS].harmful.n_units
+    return (f"Intervals resample {units} units ({by}) whole, twins together.",)

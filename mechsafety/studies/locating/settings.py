@@ -1,0 +1,119 @@
+"""Settings of the parts of the locality study."""
+
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from mechsafety.core.config import FrozenConfig, StudyConfig
+from mechsafety.core.positions import Position, PositionText
+from mechsafety.data.chat_template import ChatFormat
+from mechsafety.data.pairs import PairsSource
+from mechsafety.effects.selection import Mode
+from mechsafety.effects.selection_rule import SelectionFilters
+from mechsafety.judges.phrases import PhraseJudge
+from mechsafety.models.spec import ModelSpec
+from mechsafety.studies.locating.claims import Claim
+
+
+class SelectionSettings(FrozenConfig):
+    """How the direction is chosen."""
+
+    mode: Mode = "winner"
+    """`winner` finds the chosen direction fast; `exhaustive` scores every candidate. Where the map
+    is drawn it scores them all anyway, and the choice is repeated inside a bootstrap."""
+    filters: SelectionFilters = SelectionFilters()
+    """Which candidates may win; the defaults are the published ones."""
+    only_behaving: bool = True
+    """Fit and select on prompts that the model treats as it should: harmful ones with a refusal
+    score above 0, harmless ones below (twins stay or leave together)."""
+    min_prompts: PositiveInt = 8
+    """Fewer pairs left than this, and nothing causal is measured."""
+    refits: PositiveInt = 5
+    """Disjoint folds of the fit split, each giving the winner's direction again."""
+
+
+class MapSettings(FrozenConfig):
+    """Resolution of the maps."""
+
+    streams: tuple[str, ...] = ("resid_pre", "resid_mid")
+    """Places of each block at which directions are read."""
+    permutations: PositiveInt = 200
+    """Relabelings behind the separation band."""
+    resamples: PositiveInt = 2000
+    """Resamplings of prompts behind every interval."""
+    controls: PositiveInt = 10
+    """Matched directions at every layer; a band at 95 % needs 19."""
+    control_position: PositionText = "last"
+    """Position at which controls match the direction."""
+
+
+class LocalizeSettings(FrozenConfig):
+    """Where the winner's effect comes from."""
+
+    max_windows_from: PositiveInt = 12
+    """At most so many layers begin a window; deeper models are tried at every second, third, …"""
+    share: PositiveFloat = 0.9
+    """Share of the effect that a window, or the top writers, must keep."""
+    positions: tuple[PositionText, ...] = ("eoi", "instruction_end", "prompt")
+    """Tokens at which the direction is ablated alone."""
+    doses: tuple[float, ...] = (0.0, 0.1, 0.2, 0.4, 0.8)
+    """Strengths of additions, in mean norms of the residual stream of that layer."""
+    controls: PositiveInt = 10
+    """Matched directions, and sets of other writers."""
+    dose_controls: PositiveInt = 5
+    """Of these, how many are also added at every layer and dose."""
+    two_by_two_min: PositiveInt = 8
+    """Prompts that a cell of harm × behavior needs."""
+    two_by_two_n: NonNegativeInt = 80
+    """Wrapped prompts a set that are asked to fill it (organism prompts only)."""
+
+
+class EvaluateSettings(FrozenConfig):
+    """The winner on the third split."""
+
+    max_new_tokens: PositiveInt = 24
+    """Answer length; part of the name of every rate."""
+    addition_doses: tuple[float, ...] = (1.0, 2.0)
+    """Multiples of the raw mean difference."""
+    score_draws: PositiveInt = 20
+    """Energy-matched controls scored at the first token."""
+    answer_draws: PositiveInt = 5
+    """Of these, how many also generate answers."""
+
+
+class LocalitySettings(StudyConfig):
+    """All settings; `studies/locality.py` gives them their name."""
+
+    model: ModelSpec
+    """The model whose refusal is located."""
+    base: ModelSpec | None = None
+    """The model before safety training, whose separation map stands beside; None: not shown."""
+    prompts: PairsSource
+    """The organisms' world, or files."""
+    chat: ChatFormat = ChatFormat()
+    """System prompt, thinking state and chat template."""
+    judge: PhraseJudge | None = None
+    """None: the organisms' phrases on organism prompts, else the anchored list."""
+    refusal_tokens: tuple[int, ...] | None = None
+    """Ids that open a refusal; None finds them in the model's own refusals."""
+    positions: tuple[PositionText, ...] = ("eoi",)
+    """Token positions at which directions are read; the order decides ties."""
+    cluster_by: str | None = None
+    """Label of the prompts that resampling keeps together, such as `kind`; None: their group."""
+    answers_max_new_tokens: PositiveInt = 24
+    """Length of the answers that say how the model behaves on the fitted pairs."""
+    selection: SelectionSettings = SelectionSettings()
+    maps: MapSettings = MapSettings()
+    localize: LocalizeSettings = LocalizeSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    findings: tuple[Claim, ...] = ()
+    """Claims with their primary cells, declared before anything is measured."""
+
+    @model_validator(mode="after")
+    def _controls_match_a_position_that_is_read(self) -> "LocalitySettings":
+        read = {Position.parse(name) for name in self.positions}
+        at = Position.parse(self.maps.control_position)
+        if at not in read and not (at.name in {"last", "eoi"} and Position("eoi") in read):
+            raise ValueError(
+                f"maps.control_position '{at}' is not read: positions are "
+                f"{', '.join(self.positions)}"
+            )
+        return self
