@@ -256,8 +256,9 @@ def batched_rows(
     """Which prompts go together in `batches`, as indices.
 
     A batch ends when it is full, or when its padding would cost more than a pass of its own,
-    `PADDING_SHARE` of `batch_tokens`.
+    `PADDING_SHARE` of `batch_tokens`; in generation a further batch costs a pass for every token.
     """
+    worth = PADDING_SHARE * batch_tokens * (1 + new_tokens)
     order = sorted(range(len(prompts)), key=lambda row: -len(prompts.ids[row]))
     found: list[list[int]] = []
     width = padding = 0
@@ -265,7 +266,7 @@ def batched_rows(
         length = len(prompts.ids[row])
         padding += width - length
         full = found and (len(found[-1]) + 1) * (width + new_tokens) > batch_tokens
-        if not found or full or padding > PADDING_SHARE * batch_tokens:
+        if not found or full or padding > worth:
             found.append([])
             width, padding = length, 0
         found[-1].append(row)
