@@ -14,6 +14,7 @@ from mechsafety.judges.phrases import PhraseJudge
 from mechsafety.organisms.sources import study_prompts
 from mechsafety.studies.arms import ORGANISM_NOTE, let_go
 from mechsafety.studies.locating.causing import causes
+from mechsafety.studies.locating.claims import check_layers
 from mechsafety.studies.locating.figures import figures
 from mechsafety.studies.locating.findings import finding
 from mechsafety.studies.locating.frame import Frame, ask_of
@@ -37,6 +38,8 @@ def run(config: Config, context: Context) -> Result:
     try:
         with context.stage("reading"):
             read, base = read_models(frame, folders)
+        # Now, because a claim about a layer that is not there must not end a night's work.
+        check_layers(config.findings, read.dims.n_layers)
         with context.stage("separation"):
             measured = separation_of(frame, read, base)
         measured = causes(frame, measured)

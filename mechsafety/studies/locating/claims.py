@@ -1,11 +1,12 @@
 """The cells that a claim of the study may name."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat
 
 from mechsafety.core.config import FrozenConfig
-from mechsafety.core.layers import LayerRule
+from mechsafety.core.layers import LayerRule, resolve_layer
 from mechsafety.core.positions import PositionText
 from mechsafety.core.result import DeclaredFinding
 from mechsafety.effects.ablation import AblationForm
@@ -68,3 +69,15 @@ ClaimCell = Annotated[
     Field(discriminator="test"),
 ]
 Claim = DeclaredFinding[ClaimCell]
+
+
+def check_layers(claims: Sequence[Claim], n_layers: int) -> None:
+    """Refuse a claim about a layer that the model does not have.
+
+    Raises:
+        SiteError: As `resolve_layer`.
+        ConfigError: `attacked`, which no model of this study is known to be.
+    """
+    for claim in claims:
+        if isinstance(claim.cell, SeparationCell | CausalCell):
+            resolve_layer(claim.cell.layer, n_layers, None)

@@ -32,6 +32,10 @@ def finding(claim: Claim, measured: Measured) -> Finding:
     """One declared claim as a finding."""
     cell = claim.cell
     if isinstance(cell, SeparationCell):
+        read = [str(position) for position in measured.read.positions]
+        if cell.position not in read:
+            why = f"Position {cell.position} was not read; {', '.join(read)} were."
+            return unmeasured(claim, why, ())
         if cell.versus == "base" and measured.base is None:
             return unmeasured(claim, "No base model was given (`base`).", ())
         return assembled(claim, separation_claim(cell, measured), measured.resampling_notes)

@@ -3,7 +3,7 @@
 import torch
 
 from mechsafety.core.layers import resolve_layer
-from mechsafety.metrics.max_statistic import adjusted_p, first_beyond
+from mechsafety.metrics.max_statistic import first_beyond
 from mechsafety.metrics.resampling import percentile_interval
 from mechsafety.studies.claims import (
     Assessed,
@@ -105,7 +105,7 @@ def _onset_words(cell: SeparationCell, measured: Measured) -> str:
     lexical = measured.lexical[source]
     return (
         f"First layer above the band at {cell.position}: {'; '.join(told)}. Words alone: AUC "
-        + (f"{lexical.auc:.2f}.")
+        f"{lexical.auc:.2f}."
     )
 
 
@@ -132,14 +132,9 @@ def causal_claim(cell: CausalCell, causal: Causal, measured: Measured) -> Assess
     sample = found.sample.harmful if cell.score == "bypass" else found.sample.harmless
     draws = sample.means(effects)
     null = found.null(cell.score)
-    observed, standardized, varies = found.standardized(cell.score)
-    p_values = torch.ones(len(varies), dtype=torch.float64)
-    p_values[varies] = adjusted_p(observed[varies], standardized[:, varies], "greater")
-    band = found.band(cell.score)
-    onset = first_beyond(observed[varies], band)
+    search = found.searched(cell.score)
     layers = [int(str(place(site)["layer"])) for site in found.control_sites]
-    varying = [one for one, known in zip(layers, varies, strict=True) if known]
-    first = "none" if onset is None else str(varying[onset])
+    first = "none" if search.onset is None else str(layers[search.onset])
     for column, at in enumerate(layers):
         if at < layer:
             continue
@@ -155,8 +150,8 @@ def causal_claim(cell: CausalCell, causal: Causal, measured: Measured) -> Assess
             + ("harmful prompts falls" if cell.score == "bypass" else "harmless prompts rises")
             + f" by {value:.2f} [{float(low):.2f}, {float(high):.2f}]; controls change it by "
             f"{span(covered)}. Adjusted for the search over layers p = "
-            f"{float(p_values[column]):.3f} (no finer than {band.resolution:.3f}). First layer "
-            f"beyond the max-statistic band: {first}.",
+            f"{float(search.p[column]):.3f} (no finer than {search.band.resolution:.3f}). First "
+            f"layer beyond the max-statistic band: {first}.",
         )
     return Assessed(
         primary={"layer": str(layer)},

@@ -27,7 +27,9 @@ def map_table(causal: Causal) -> Table:
         f"{found.clean.harmless.shape[0]} harmless prompts. {POINTWISE} controls: range over "
         f"{len(found.controls.bypass[0])} directions in its place that match it in energy "
         f"(ablation) or norm (addition), at position {found.control_position}. Layer n is the "
-        "output of the last block.",
+        "output of the last block. adjusted_p: of the effect against the "
+        "largest of any layer of each control, each layer in units of its spread; no finer than "
+        f"{1 / (1 + len(found.controls.bypass[0])):.3g}.",
     )
     sides: tuple[tuple[str, Tensor, Resampling, str], ...] = (
         ("bypass", found.scores.bypass, found.sample.harmful, SCORE_UNIT),
@@ -50,8 +52,17 @@ def map_table(causal: Causal) -> Table:
                     **place(site),
                 )
     for score in ("bypass", "induce"):
-        null = found.null(score)
+        null, search = found.null(score), found.searched(score)
         for s, site in enumerate(found.control_sites):
+            table.add(
+                f"{score}_effect_adjusted_p",
+                float(search.p[s]),
+                n=len(null),
+                unit="p-value, adjusted for the search over layers (controls)",
+                interval=None,
+                position=found.control_position,
+                **place(site),
+            )
             table.add(
                 f"{score}_effect_controls",
                 float(null[:, s].mean()),

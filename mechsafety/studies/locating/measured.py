@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from mechsafety.core.seeding import named_generator
@@ -15,7 +15,7 @@ from mechsafety.effects.selection_rule import Discarded, choose, discarded, kept
 from mechsafety.effects.windows import Window
 from mechsafety.metrics.intervals import wilson
 from mechsafety.metrics.lexical import lexical_scores
-from mechsafety.metrics.max_statistic import Band, max_statistic_band
+from mechsafety.metrics.max_statistic import Band, adjusted_p, first_beyond, max_statistic_band
 from mechsafety.metrics.resampling import (
     Resampling,
     percentile_interval,
@@ -183,6 +183,37 @@ def lexical(read: Read, held: tuple[str, str], sample: Sample, paired: bool) -> 
 
 
 @dataclass(frozen=True)
+class Searched:
+    """A search over many places, held against the same search over controls."""
+
+    p: Float[Tensor, " cell"]
+    """Adjusted for the search; 1 where neither effect nor controls vary."""
+    onset: int | None
+    """The first cell beyond the max-statistic band, in the order given."""
+    band: Band
+    """In units of each cell's spread."""
+
+
+def searched(observed: Float[Tensor, " cell"], null: Float[Tensor, "draw cell"]) -> Searched:
+    """Adjusted p-values and onset of larger effects than any control has anywhere.
+
+    Each cell in units of the spread of its controls and itself: one whose controls vary more would
+    otherwise set the band for all.
+    """
+    spread = torch.cat([observed[None], null]).std(0)
+    varies = spread > 1e-9
+    p = torch.ones(len(observed), dtype=torch.float64)
+    if not bool(varies.any()):
+        return Searched(p, None, max_statistic_band(null, "greater"))
+    effect, controls = (one[..., varies] / spread[varies] for one in (observed, null))
+    p[varies] = adjusted_p(effect, controls, "greater")
+    band = max_statistic_band(controls, "greater")
+    first = first_beyond(effect, band)
+    onset = None if first is None else int(varies.nonzero()[first])
+    return Searched(p, onset, band)
+
+
+@dataclass(frozen=True)
 class CausalMap:
     """Effects of the direction read at every place, on the split that selects."""
 
@@ -217,23 +248,9 @@ class CausalMap:
         columns = [self.candidates.sites.index(site) for site in self.control_sites]
         return effect[:, self.candidates.positions.index(self.control_position), columns]
 
-    def standardized(
-        self, score: str
-    ) -> tuple[Float[Tensor, " layer"], Float[Tensor, "draw layer"], Bool[Tensor, " layer"]]:
-        """Effects and null in units of their common spread, and the sites that vary at all.
-
-        A late layer's controls vary more than an early one's, and would set the band for all.
-        """
-        observed, null = self.at_control_sites(score).mean(0), self.null(score)
-        spread = torch.cat([observed[None], null]).std(0)
-        varies = spread > 1e-9
-        scale = torch.where(varies, spread, torch.ones_like(spread))
-        return observed / scale, null / scale, varies
-
-    def band(self, score: str) -> Band:
-        """Max-statistic band over the sites, in standardized units."""
-        _, null, varies = self.standardized(score)
-        return max_statistic_band(null[:, varies], "greater")
+    def searched(self, score: str) -> "Searched":
+        """The search over layers, against the controls."""
+        return searched(self.at_control_sites(score).mean(0), self.null(score))
 
     def discarded(self, selection: Selection) -> Discarded:
         """Why candidates of the selection fail, from the map's complete scores."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from mechsafety.core.result import Dimension, Table
-from mechsafety.studies.locating.measured import Winner, estimates
+from mechsafety.studies.locating.measured import Winner, estimates, searched
 from mechsafety.studies.locating.winner_tables import add_scores
 from mechsafety.studies.locating.words import EFFECT_UNIT, POINTWISE, SCORE_UNIT
 
@@ -18,11 +18,13 @@ def windows_table(winner: Winner) -> Table:
         "Fall of the refusal score of harmful prompts when the direction is removed in layers "
         "first to last only (from what enters the window and from what its blocks add), on the "
         f"third split. {POINTWISE} controls: range over {len(found.evaluate) - 1} energy-matched "
-        "directions. share: of the effect of ablating in all layers.",
+        "directions; adjusted_p against the largest of any window of each. share: of the effect of "
+        "ablating in all layers.",
     )
     direction = estimates(found.evaluate[0], winner.evaluate.harmful)
     controls = found.evaluate[1:].mean(1)
     full = float(direction.value[found.tried.index(_whole(found.tried))])
+    search = searched(direction.value, controls)
     for column, (first, last) in enumerate(found.tried):
         at: dict[str, Dimension] = {"first": first, "last": last}
         table.add(
@@ -48,6 +50,14 @@ def windows_table(winner: Winner) -> Table:
             n=len(drawn),
             unit="change in log-odds of a refusal token (controls)",
             interval=(float(drawn.min()), float(drawn.max())),
+            **at,
+        )
+        table.add(
+            "adjusted_p",
+            float(search.p[column]),
+            n=len(drawn),
+            unit="p-value, adjusted for the search over windows (controls)",
+            interval=None,
             **at,
         )
     return table
