@@ -65,7 +65,7 @@ def _behaving(frame: Frame, read: Read) -> Behaving | str:
         split: _treated_right(config, scores[split], prompts.pairs[split]) for split in fitted
     }
     if min(len(side) for sides in rows.values() for side in sides) < config.selection.min_prompts:
-        return too_few(config.selection.min_prompts, rows, scores, prompts)
+        return too_few(config.selection.min_prompts, ids, rows, scores, prompts)
     pairs: dict[Split, PromptPairs] = {
         split: _selected(prompts.pairs[split], sides) for split, sides in rows.items()
     }

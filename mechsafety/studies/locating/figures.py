@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from mechsafety.core.result import Figure
 from mechsafety.studies.locating.measured import Measured, Winner
+from mechsafety.studies.locating.separating import HELD_WORDS
 from mechsafety.studies.locating.words import place
 
 
@@ -23,11 +24,13 @@ def _figures(measured: Measured) -> Iterator[Figure]:
     )
     streams = list(dict.fromkeys(str(place(site)["stream"]) for site in measured.read.sites))
     sources = list(dict.fromkeys(source for _, source in measured.separation))
+    beside = [] if measured.base is None else ["the base model"]
+    beside += ["words that safety training never saw"] if HELD_WORDS in sources else []
     yield Figure(
         id="separation",
         title="Where harmful and harmless prompts separate",
-        caption="AUC of held-out projections on the mean difference, by place. Beside it in the "
-        "menus: the base model, and words that safety training never saw.",
+        caption="AUC of held-out projections on the mean difference, by place"
+        + (f"; in the menus: {' and '.join(beside)}." if beside else "."),
         kind="heatmap",
         table="separation",
         metric="auc",
@@ -65,8 +68,9 @@ def _figures(measured: Measured) -> Iterator[Figure]:
     yield Figure(
         id="causal_by_layer",
         title="Where the direction becomes causal",
-        caption="Fall of the refusal score when the direction read at that layer is ablated, by "
-        f"position, with the range of its controls ({causal.map.control_position}) in gray.",
+        caption="Fall of the refusal score of harmful prompts when the direction read at that "
+        f"layer ({causal.map.control_position}) is ablated, with the range of its controls in "
+        "gray. Select split.",
         kind="lines",
         table="causal_map",
         metric="bypass_effect",

@@ -20,6 +20,7 @@ from mechsafety.studies.locating.map_findings import causal_claim, separation_cl
 from mechsafety.studies.locating.measured import Causal, Measured
 from mechsafety.studies.locating.winner_findings import (
     no_window,
+    no_writers,
     second_claim,
     window_claim,
     winner_claim,
@@ -38,15 +39,17 @@ def finding(claim: Claim, measured: Measured) -> Finding:
             return unmeasured(claim, why, ())
         if cell.versus == "base" and measured.base is None:
             return unmeasured(claim, "No base model was given (`base`).", ())
-        return assembled(claim, separation_claim(cell, measured), measured.resampling_notes)
+        return assembled(claim, separation_claim(cell, measured), (measured.held.note,))
     causal = measured.causal
     if causal is None or (causal.winner is None and not isinstance(cell, CausalCell)):
         return unmeasured(claim, measured.why_not, ())
-    notes = (*measured.resampling_notes, *_proxy_notes(causal))
+    proxy = _proxy_notes(causal)
     if isinstance(cell, CausalCell):
+        notes = (causal.map.sample.note, *proxy)
         return assembled(claim, causal_claim(cell, causal, measured), notes)
     winner = causal.winner
     assert winner is not None
+    notes = (winner.evaluate.note, *proxy)
     if isinstance(cell, WinnerCell):
         doses = [added.dose for added in winner.evaluated.added]
         if cell.effect == "induce" and cell.dose not in doses:
@@ -56,7 +59,7 @@ def finding(claim: Claim, measured: Measured) -> Finding:
     if isinstance(cell, WindowCell):
         assessed = window_claim(cell, winner, measured)
         if choice_key(assessed.primary) not in assessed.choices:
-            return unmeasured(claim, no_window(winner), notes)
+            return unmeasured(claim, no_window(cell, winner), notes)
         return assembled(claim, assessed, notes)
     if isinstance(cell, SecondDirectionCell):
         if winner.second.alone is None:
@@ -65,8 +68,7 @@ def finding(claim: Claim, measured: Measured) -> Finding:
         return assembled(claim, second_claim(winner), notes)
     assessed = writers_claim(cell, winner)
     if choice_key(assessed.primary) not in assessed.choices:
-        why = "Every head and MLP before the site is a top writer, so there are no controls."
-        return unmeasured(claim, why, notes)
+        return unmeasured(claim, no_writers(winner), notes)
     return assembled(claim, assessed, notes)
 
 

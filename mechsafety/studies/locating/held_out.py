@@ -57,8 +57,8 @@ class SecondJob:
     sites: tuple[ResidualSite, ...]
     positions: tuple[Position, ...]
     filters: SelectionFilters
-    harmless_rows: Float[Tensor, "row layer d_model"]
-    """At the last token, for controls of the second direction."""
+    harmless_rows: Float[Tensor, "row layer position d_model"]
+    """Of the fit split, for controls of the second direction."""
     n_controls: int
 
 
@@ -94,9 +94,9 @@ def second_direction(job: SecondJob) -> Second:
     if selection.chosen is None:
         return Second(selection, None, None, None, None, None)
     vector = candidates.at(*selection.chosen)
-    layer = selection.chosen[1]
+    position, layer = selection.chosen
     drawn = control_candidates(
-        job.harmless_rows[:, layer : layer + 1],
+        job.harmless_rows[:, layer : layer + 1, position],
         vector[None],
         [candidates.sites[layer]],
         job.n_controls,

@@ -140,7 +140,7 @@ def localize(
                         sites=selection.candidates.sites,
                         positions=read.positions,
                         filters=selection.filters,
-                        harmless_rows=_columns_of(read, selection.candidates, position_index),
+                        harmless_rows=_columns_of(read, selection.candidates),
                         n_controls=settings.controls,
                     ),
                 ),
@@ -164,6 +164,7 @@ def localize(
         windows=Windows.of(partial, tried, where_positions, clean, len(causal_map.clean.harmful)),
         induced=induced,
         subtracted=subtracted,
+        share=settings.share,
         doses=settings.doses,
         dose_layers=tuple(sorted(dose_layers)),
         clean=found.scores["evaluate"],
@@ -187,9 +188,8 @@ def _block_inputs(read: Read, position: int) -> dict[ResidualSite, Tensor]:
     }
 
 
-def _columns_of(read: Read, candidates: Candidates, position: int) -> Tensor:
-    columns = [read.sites.index(site) for site in candidates.sites]
-    return read.rows["harmless"][:, columns, position]
+def _columns_of(read: Read, candidates: Candidates) -> Tensor:
+    return read.rows["harmless"][:, [read.sites.index(site) for site in candidates.sites]]
 
 
 def _tokens_of(read: Read, position: Position) -> Sequence[Position]:

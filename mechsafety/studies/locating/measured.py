@@ -17,6 +17,7 @@ from mechsafety.metrics.intervals import wilson
 from mechsafety.metrics.lexical import lexical_scores
 from mechsafety.metrics.max_statistic import Band, adjusted_p, first_beyond, max_statistic_band
 from mechsafety.metrics.resampling import (
+    MIN_CLUSTERS,
     Resampling,
     percentile_interval,
     resample_together,
@@ -43,22 +44,42 @@ class Sample:
     harmless: Resampling
     harmful_clusters: tuple[str, ...]
     harmless_clusters: tuple[str, ...]
+    note: str
+    """What a draw keeps together."""
+
+    @property
+    def n_units(self) -> int:
+        """Independent units behind a number that needs both classes: those of the smaller one."""
+        return min(self.harmful.n_units, self.harmless.n_units)
 
     @staticmethod
     def of(pairs: PromptPairs, by: str | None, draws: int, seed: int, name: str) -> "Sample":
         """Clusters drawn whole; twins share the cluster of their harmful prompt."""
         sides = [clusters_of(side, by) for side in pairs.sets]
-        if pairs.pairing == "twins":
-            shared = [sides[0], sides[0]]
-        else:
+        twins = pairs.pairing == "twins"
+        shared = [sides[0], sides[0]] if twins else sides
+        fewest = min(len(set(side)) for side in shared)
+        few = fewest < MIN_CLUSTERS
+        if few:
+            shared = [tuple(map(str, range(len(side)))) for side in sides]
+        if not twins:
             # The same name in two independent lists is not the same cluster.
             shared = [
-                [f"{name} ({side.name})" for name in names]
-                for side, names in zip(pairs.sets, sides, strict=True)
+                tuple(f"{cluster} ({side.name})" for cluster in clusters)
+                for side, clusters in zip(pairs.sets, shared, strict=True)
             ]
         generator = named_generator(seed, "resampling", name)
         harmful, harmless = resample_together(shared, draws, generator)
-        return Sample(harmful, harmless, sides[0], sides[1])
+        units = " + ".join(str(len(set(side))) for side in (shared[:1] if twins else shared))
+        kept = f"{units} {'pairs' if twins else 'prompts'}" if few else f"{units} units"
+        note = (
+            f"Intervals of scores resample {kept} ({name}) one by one: {fewest} of {by or 'group'} "
+            "are too few to keep whole, so they may be too narrow."
+            if few
+            else f"Intervals resample {kept} ({name}, {by or 'group'}) whole"
+            + (", twins together." if twins else ".")
+        )
+        return Sample(harmful, harmless, sides[0], sides[1], note)
 
 
 @dataclass(frozen=True)
@@ -136,9 +157,9 @@ def separated(
         dim=1,
     )
     auc = auc_by_row(harmful, harmless)
-    low, high = percentile_interval(resampled, sample.harmful.n_units)
+    low, high = percentile_interval(resampled, sample.n_units)
     # Perfect separation leaves nothing to resample: each unit then counts as one trial.
-    edge = wilson(sample.harmful.n_units, sample.harmful.n_units).low
+    edge = wilson(sample.n_units, sample.n_units).low
     low = torch.where(auc == 1, torch.full_like(low, edge), low)
     high = torch.where(auc == 0, torch.full_like(high, 1 - edge), high)
     return Separated(
@@ -174,9 +195,15 @@ def lexical(read: Read, held: tuple[str, str], sample: Sample, paired: bool) -> 
     n_held = len(read.instructions[held[0]])
     harmful, harmless = scores[:n_held], scores[n_held:]
     draws = weighted_auc(harmful, harmless, sample.harmful, sample.harmless)
-    low, high = percentile_interval(draws, sample.harmful.n_units)
+    low, high = percentile_interval(draws, sample.n_units)
     value = float(auc_by_row(harmful[None], harmless[None])[0])
-    return Lexical(value, draws, float(low), float(high))
+    edge = wilson(sample.n_units, sample.n_units).low
+    return Lexical(
+        value,
+        draws,
+        low=edge if value == 1 else float(low),
+        high=1 - edge if value == 0 else float(high),
+    )
 
 
 # --- causal effects ----------------------------------------------------------------------------
@@ -273,9 +300,8 @@ class CausalMap:
                 (self.sample.harmless, self.scores.kl),
             )
         )
-        return choose(
-            bypass, kept(selection.filters, self._n_layers(selection), induce, kl, bypass)
-        )
+        allowed = kept(selection.filters, self._n_layers(selection), induce, kl, bypass)
+        return choose(bypass, allowed & selection.candidates.real)
 
     def choice(self, selection: Selection) -> tuple[int, int]:
         """What the complete table chooses."""
@@ -365,6 +391,8 @@ class Winner:
     """On harmless prompts of the third split."""
     subtracted: Doses
     """On its harmful prompts, doses below 0."""
+    share: float
+    """Share of the effect that a window, or the top writers, must keep."""
     doses: tuple[float, ...]
     dose_layers: tuple[int, ...]
     clean: ClassScores
@@ -402,4 +430,3 @@ class Measured:
     why_not: str
     """Why `causal` or its winner is None, with the observed scores; empty otherwise."""
     seed: int
-    resampling_notes: tuple[str, ...]

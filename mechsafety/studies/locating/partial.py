@@ -164,6 +164,8 @@ class Writers:
     shares: WriterShares
     spread: Float[Tensor, " n_writers"]
     """Standard error of each difference, prompts as independent."""
+    n: int
+    """Prompts of both classes that the shares are of (fit split)."""
     top: tuple[Writer, ...]
     ablations: tuple[WriterAblation, ...]
 
@@ -182,9 +184,10 @@ def writers(job: WritersJob) -> Writers:
     variances = [one.contributions.var(0) / len(one.contributions) for one in by_class]
     top = found.top_writers(job.share)
     rivals = _other_writers(job, found.writers, top)
-    means = writer_means(model, fit[1], [w for w in found.writers if w.site is not None], size)
-
-    can_be_ablated = [w for w in top if w.site is not None]
+    able = [writer for writer in found.writers if writer.site is not None]
+    # What enters the first block was written by the embeddings alone.
+    means = writer_means(model, fit[1], able, size) if able else {}
+    can_be_ablated = [writer for writer in top if writer.site is not None]
 
     def ablated(form: str, some: Sequence[Writer], control: int | None) -> WriterAblation:
         edits = writer_edits(some, means if form == "mean" else None)
@@ -196,7 +199,13 @@ def writers(job: WritersJob) -> Writers:
     done += [
         ablated(form, rival, draw) for draw, rival in enumerate(rivals) for form in ("zero", "mean")
     ]
-    return Writers(found, (variances[0] + variances[1]).sqrt(), top, tuple(done))
+    return Writers(
+        shares=found,
+        spread=(variances[0] + variances[1]).sqrt(),
+        n=sum(len(one.contributions) for one in by_class),
+        top=top,
+        ablations=tuple(done),
+    )
 
 
 def _other_writers(

@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from mechsafety.core.result import Dimension, Table
-from mechsafety.studies.locating.measured import Winner, estimates, searched
+from mechsafety.metrics.resampling import percentile_interval
+from mechsafety.studies.locating.intervals import around
+from mechsafety.studies.locating.measured import Sample, Winner, estimates, searched
 from mechsafety.studies.locating.winner_tables import add_scores
 from mechsafety.studies.locating.words import EFFECT_UNIT, POINTWISE, SCORE_UNIT
 
@@ -181,7 +184,7 @@ def writers_table(winner: Winner) -> Table:
         table.add(
             "share",
             value,
-            n=len(winner.evaluate.harmful_clusters),
+            n=found.n,
             unit="share of the difference of projections (prompts)",
             interval=(value - half, value + half),
             writer=str(writer),
@@ -190,14 +193,7 @@ def writers_table(winner: Winner) -> Table:
             top=writer in found.top,
         )
     clean = winner.clean
-    gap = clean.harmful.mean() - clean.harmless.mean()
-    table.add(
-        "score_gap",
-        float(gap),
-        n=len(clean.harmful),
-        unit="harmful − harmless refusal score (prompts)",
-        form="none",
-    )
+    _add_gap(table, clean.harmful, clean.harmless, winner.evaluate, "none")
     for form in ("zero", "mean"):
         drawn = [a for a in found.ablations if a.form == form]
         mine = [a for a in drawn if a.control is None]
@@ -208,13 +204,7 @@ def writers_table(winner: Winner) -> Table:
                 ("harmless", one.harmless, winner.evaluate.harmless),
             ):
                 add_scores(table, side, scores, sample, {"form": form})
-            table.add(
-                "score_gap",
-                float(one.harmful.mean() - one.harmless.mean()),
-                n=len(one.harmful),
-                unit="harmful − harmless refusal score (prompts)",
-                form=form,
-            )
+            _add_gap(table, one.harmful, one.harmless, winner.evaluate, form)
         if others:
             gaps = torch.stack([a.harmful.mean() - a.harmless.mean() for a in others])
             table.add(
@@ -235,6 +225,20 @@ def writers_table(winner: Winner) -> Table:
                 form=form,
             )
     return table
+
+
+def _add_gap(table: Table, harmful: Tensor, harmless: Tensor, sample: Sample, form: str) -> None:
+    value = float(harmful.mean() - harmless.mean())
+    draws = sample.harmful.means(harmful) - sample.harmless.means(harmless)
+    low, high = percentile_interval(draws, sample.n_units)
+    table.add(
+        "score_gap",
+        value,
+        n=len(harmful) + len(harmless),
+        unit="harmful − harmless refusal score (prompts)",
+        interval=around(value, float(low), float(high)),
+        form=form,
+    )
 
 
 def second_table(winner: Winner) -> Table:

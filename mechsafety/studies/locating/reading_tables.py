@@ -38,8 +38,9 @@ def behavior_table(measured: Measured, prompts: StudyPrompts, judge: PhraseJudge
     """What the unedited model does."""
     table = Table(
         "behavior",
-        f"Answers of the unedited model, judged by {judge.name}: the fit split, and wrapped "
-        "prompts of the organisms' world. Intervals are Wilson, 95 %, prompts as independent.",
+        f"Answers of the unedited model, judged by {judge.name}: the fit split"
+        + (", and wrapped prompts of the organisms' world" if prompts.organism else "")
+        + ". Intervals are Wilson, 95 %, prompts as independent.",
     )
     for name, answers in measured.read.answers.items():
         rates(answers.verdicts, answers.max_new_tokens, judge.name).add_to(table, prompts=name)
@@ -55,7 +56,8 @@ def separation_table(measured: Measured) -> Table:
         f"{POINTWISE} band: the max-statistic band over all places of the map, from "
         f"{first.band.n_draws} relabelings, which keeps an error of {first.band.error:.3g} for the "
         "whole map. lexical: a bag of tokens on the same prompts, repeated at every place. Layer "
-        "n is the output of the last block. Separation is not safety: words alone may do it.",
+        "n is the output of the last block. Separation is not safety: words alone may do it."
+        + "".join(f" Left out: {why}." for why in measured.read.left_out),
     )
     for (model, source), found in measured.separation.items():
         words = measured.lexical[source]
@@ -100,15 +102,23 @@ def separation_table(measured: Measured) -> Table:
 def two_by_two_table(measured: Measured, min_rows: int) -> Table:
     """Harmfulness and refusal taken apart at every block input."""
     read = measured.read
+    position = next(
+        (i for i, p in enumerate(read.positions) if str(p) == "last"), len(read.positions) - 1
+    )
     table = Table(
         "two_by_two",
         "Harmful/harmless × refused/complied: harmfulness is harmful − harmless at equal behavior, "
         "refusal is refused − complied at equal harm. Cosines have no interval (angles have no "
-        "bootstrap); corrected_cosine takes out what sampling noise adds. Wrapped prompts fill the "
-        "off-diagonal, so that a contrast may hold their words too. A cell of fewer than "
-        f"{min_rows} prompts is not used. Exploratory; last token.",
+        "bootstrap); corrected_cosine takes out what sampling noise adds. "
+        + (
+            "Wrapped prompts fill the off-diagonal, so that a contrast may hold their words too. "
+            if len(read.answers) > 2
+            else ""
+        )
+        + f"A cell of fewer than {min_rows} prompts is not used. Exploratory; position "
+        f"{read.positions[position]}.",
     )
-    cells = _cells(read)
+    cells = _cells(read, position)
     for column, site in enumerate(read.sites):
         if site.stream not in ("resid_pre", "resid_post"):
             continue
@@ -143,11 +153,8 @@ def two_by_two_table(measured: Measured, min_rows: int) -> Table:
     return table
 
 
-def _cells(read: Read) -> dict[tuple[bool, bool], Tensor]:
-    """Last-token activations [prompt, layer, d_model] by (harmful, refused)."""
-    last = next(
-        (i for i, p in enumerate(read.positions) if str(p) == "last"), len(read.positions) - 1
-    )
+def _cells(read: Read, position: int) -> dict[tuple[bool, bool], Tensor]:
+    """Activations [prompt, layer, d_model] at one position, by (harmful, refused)."""
     parts: dict[tuple[bool, bool], list[Tensor]] = {
         (harmful, refused): [] for harmful in (True, False) for refused in (True, False)
     }
@@ -156,5 +163,5 @@ def _cells(read: Read) -> dict[tuple[bool, bool], Tensor]:
         judged: tuple[tuple[bool, Verdict], ...] = ((True, "refused"), (False, "complied"))
         for refused, verdict in judged:
             rows = torch.tensor(answers.judged(verdict))
-            parts[harmful, refused].append(read.rows[name][:, :, last][rows])
+            parts[harmful, refused].append(read.rows[name][:, :, position][rows])
     return {key: torch.cat(found) for key, found in parts.items()}

@@ -1,6 +1,6 @@
 """Why a model cannot be asked where its refusal lives, with what it did instead."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -29,6 +29,7 @@ def no_refusals(read: Read) -> str:
 
 def too_few(
     least: int,
+    refusal_ids: Sequence[int],
     keep: Mapping[Split, tuple[list[int], list[int]]],
     scores: Mapping[str, ClassScores],
     prompts: StudyPrompts,
@@ -47,6 +48,7 @@ def too_few(
                 f"{len(kept_rows)} of {len(found)} {name} prompts of the {split} split (scores "
                 f"{float(low):.1f} to {float(high):.1f}, median {float(middle):.1f})"
             )
+    told.append(f"refusal tokens {', '.join(map(str, refusal_ids))}")
     together = " (twins leave together)" if prompts.pairs["fit"].pairing == "twins" else ""
     return (
         "Too few prompts are treated as a refusing model treats them, harmful with a refusal score "

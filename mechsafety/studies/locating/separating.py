@@ -114,11 +114,4 @@ def separation_of(frame: Frame, read: Read, base: Read | None) -> Measured:
         causal=None,
         why_not="",
         seed=config.seed,
-        resampling_notes=_resampling_notes(config, samples),
     )
-
-
-def _resampling_notes(config: LocalitySettings, samples: Mapping[str, Sample]) -> tuple[str, ...]:
-    by = config.cluster_by or "group"
-    units = samples[HELD_PAIRS].harmful.n_units
-    return (f"Intervals resample {units} units ({by}) whole, twins together.",)

@@ -1,6 +1,8 @@
 """Settings of the parts of the locality study."""
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from mechsafety.core.config import FrozenConfig, StudyConfig
 from mechsafety.core.positions import Position, PositionText
@@ -33,8 +35,9 @@ class SelectionSettings(FrozenConfig):
 class MapSettings(FrozenConfig):
     """Resolution of the maps."""
 
-    streams: tuple[str, ...] = ("resid_pre", "resid_mid")
-    """Places of each block at which directions are read."""
+    streams: tuple[Literal["resid_pre", "resid_mid"], ...] = ("resid_pre", "resid_mid")
+    """Places of each block at which directions are read; `resid_pre`, of which the direction is
+    chosen, must be among them."""
     permutations: PositiveInt = 200
     """Relabelings behind the separation band."""
     resamples: PositiveInt = 2000
@@ -44,17 +47,24 @@ class MapSettings(FrozenConfig):
     control_position: PositionText = "last"
     """Position at which controls match the direction."""
 
+    @field_validator("streams")
+    @classmethod
+    def _the_choice_has_candidates(cls, streams: tuple[str, ...]) -> tuple[str, ...]:
+        if "resid_pre" not in streams:
+            raise ValueError("leaves out resid_pre, of which the direction is chosen")
+        return streams
+
 
 class LocalizeSettings(FrozenConfig):
     """Where the winner's effect comes from."""
 
     max_windows_from: PositiveInt = 12
     """At most so many layers begin a window; deeper models are tried at every second, third, …"""
-    share: PositiveFloat = 0.9
+    share: float = Field(default=0.9, gt=0, le=1)
     """Share of the effect that a window, or the top writers, must keep."""
     positions: tuple[PositionText, ...] = ("eoi", "instruction_end", "prompt")
     """Tokens at which the direction is ablated alone."""
-    doses: tuple[float, ...] = (0.0, 0.1, 0.2, 0.4, 0.8)
+    doses: tuple[float, ...] = Field(default=(0.0, 0.1, 0.2, 0.4, 0.8), min_length=1)
     """Strengths of additions, in mean norms of the residual stream of that layer."""
     controls: PositiveInt = 10
     """Matched directions, and sets of other writers."""

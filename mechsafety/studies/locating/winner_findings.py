@@ -9,7 +9,6 @@ from mechsafety.studies.claims import (
     Assessed,
     Effect,
     choice_key,
-    null_range,
     rate_difference,
     share_words,
     span,
@@ -43,7 +42,7 @@ def _bypass(cell: WinnerCell, winner: Winner, measured: Measured) -> Assessed:
         value, interval = rate_difference(
             before, after, winner.evaluate.harmful_clusters, measured.seed
         )
-        covered = null_range(sum(before) / len(before) - controls.harmful_rate)
+        covered = ends(sum(before) / len(before) - controls.harmful_rate)
         degenerate = sum(one.harmful.answers.judged("degenerate"))
         harmless = share_words(one.harmless.answers.judged("refused"))
         kl.append(
@@ -63,7 +62,8 @@ def _bypass(cell: WinnerCell, winner: Winner, measured: Measured) -> Assessed:
     return Assessed(
         primary={"form": cell.form},
         choices=choices,
-        null=f"{len(done.cells[0].controls.harmful_rate) if done.cells[0].controls else 0} "
+        null="range over "
+        f"{len(done.cells[0].controls.harmful_rate) if done.cells[0].controls else 0} "
         "energy-matched directions ablated in the same form",
         unit=f"difference of {rate_name('refused', done.harmful.max_new_tokens)} (prompts)",
         notes=(f"Both forms: {'; '.join(kl)}.",),
@@ -80,6 +80,7 @@ def _induce(cell: WinnerCell, winner: Winner, measured: Measured) -> Assessed:
     )
     control_scores = winner.induced.response[1:, :, layer].mean(1)
     choices: dict[tuple[tuple[str, str], ...], Effect] = {}
+    weaker: list[str] = []
     for added in done.added:
         after = added.answers.judged("refused")
         effect = added.scores - clean
@@ -88,8 +89,10 @@ def _induce(cell: WinnerCell, winner: Winner, measured: Measured) -> Assessed:
         )
         nearest = _nearest_dose(added.dose, winner, measured)
         null = control_scores[:, nearest] - clean.mean()
-        covered = (float(null.min()), float(null.max()))
+        covered = ends(null)
         value = float(effect.mean())
+        if winner.doses[nearest] < _relative(added.dose, winner, measured):
+            weaker.append(f"{added.dose:g}")
         choices[choice_key({"dose": f"{added.dose:g}"})] = Effect(
             value=value,
             interval=around(value, float(low), float(high)),
@@ -106,15 +109,26 @@ def _induce(cell: WinnerCell, winner: Winner, measured: Measured) -> Assessed:
         null=f"range over {len(control_scores)} energy-drawn directions added at the same layer "
         "(or the nearest tried), at the smallest tried dose of at least that norm",
         unit="change in log-odds of a refusal token (prompts)",
+        notes=(
+            f"No tried dose is as large as {', '.join(weaker)} × the mean difference: controls "
+            "there had the largest tried dose and are weaker, so raise `localize.doses`.",
+        )
+        if weaker
+        else (),
     )
 
 
 def _nearest_dose(dose: float, winner: Winner, measured: Measured) -> int:
     """Index of the smallest tried dose of at least this norm, else of the largest."""
-    norm = float(winner.vector.double().square().sum().sqrt()) * dose
-    relative = norm / measured.read.norms[winner.site.layer]
-    enough = [i for i, tried in enumerate(winner.doses) if tried >= relative]
-    return min(enough, key=lambda i: winner.doses[i]) if enough else len(winner.doses) - 1
+    relative = _relative(dose, winner, measured)
+    by_size = sorted(range(len(winner.doses)), key=lambda i: winner.doses[i])
+    return next((i for i in by_size if winner.doses[i] >= relative), by_size[-1])
+
+
+def _relative(dose: float, winner: Winner, measured: Measured) -> float:
+    """A multiple of the mean difference in mean norms of the residual stream at its layer."""
+    norm = float(winner.vector.double().square().sum().sqrt())
+    return dose * norm / measured.read.norms[winner.site.layer]
 
 
 # --- windows -----------------------------------------------------------------------------------
@@ -161,7 +175,7 @@ def window_claim(cell: WindowCell, winner: Winner, measured: Measured) -> Assess
 
 def _smallest_words(winner: Winner, n_layers: int, draws: Tensor) -> str:
     """The smallest window that keeps most of the effect, and how its length varies."""
-    found, share = winner.windows, 0.9
+    found, share = winner.windows, winner.share
     first, last = found.smallest(found.evaluate[0].mean(0), share)
     starts, stops = found.smallest(draws, share)
     lengths = torch.where(starts >= 0, stops - starts + 1, n_layers).double()
@@ -173,11 +187,18 @@ def _smallest_words(winner: Winner, n_layers: int, draws: Tensor) -> str:
     )
 
 
-def no_window(winner: Winner) -> str:
+def no_window(cell: WindowCell, winner: Winner) -> str:
+    """Why there is no window to speak of."""
     found = winner.windows
     whole = found.tried.index(max(found.tried, key=lambda window: window[1] - window[0]))
     full = float(found.evaluate[0][:, whole].mean())
     controls = found.evaluate[1:].mean(1)[:, whole]
+    if full > float(controls.max()):
+        shortest = min(last - first + 1 for first, last in found.tried)
+        return (
+            f"No window of at most {cell.max_length:g} of the depth was tried; the shortest has "
+            f"{shortest} of {max(last for _, last in found.tried) + 1} layers."
+        )
     return (
         f"Ablating in all layers lowers the refusal score by {full:.2f} and controls by "
         f"{span(ends(controls))}: without an effect beyond its controls no window is reported."
@@ -227,10 +248,20 @@ def second_claim(winner: Winner) -> Assessed:
     )
 
 
+def no_writers(winner: Winner) -> str:
+    """Why the top writers were not ablated, or not held against others."""
+    names = ", ".join(map(str, winner.writers.top))
+    if not winner.writers.ablations:
+        return f"The top writers ({names}) are no heads or MLPs, so that nothing ablates them."
+    return f"All heads and MLPs before the site are top writers ({names}): no others are left."
+
+
 def writers_claim(cell: WritersCell, winner: Winner) -> Assessed:
     found, clean = winner.writers, winner.clean
     choices: dict[tuple[tuple[str, str], ...], Effect] = {}
     names = ", ".join(map(str, found.top[:6])) + (" …" if len(found.top) > 6 else "")
+    stay = [str(writer) for writer in found.top if writer.site is None]
+    names += f"; {' and '.join(stay)} cannot be ablated" if stay else ""
     for form in ("zero", "mean"):
         drawn = [a for a in found.ablations if a.form == form]
         mine = [a for a in drawn if a.control is None]
@@ -241,7 +272,7 @@ def writers_claim(cell: WritersCell, winner: Winner) -> Assessed:
         draws = winner.evaluate.harmful.means(
             clean.harmful - one.harmful
         ) - winner.evaluate.harmless.means(clean.harmless - one.harmless)
-        low, high = percentile_interval(draws, winner.evaluate.harmful.n_units)
+        low, high = percentile_interval(draws, winner.evaluate.n_units)
         gap = float(clean.harmful.mean() - clean.harmless.mean())
         value = gap - float(one.harmful.mean() - one.harmless.mean())
         null = torch.stack([gap - (a.harmful.mean() - a.harmless.mean()) for a in others])
@@ -251,7 +282,7 @@ def writers_claim(cell: WritersCell, winner: Winner) -> Assessed:
             value=value,
             interval=around(value, float(low), float(high)),
             null=covered,
-            n=len(one.harmful),
+            n=len(one.harmful) + len(one.harmless),
             words=f"{len(found.top)} of {len(found.shares.writers)} writers add up to the share "
             f"({names}). Their {form} ablation narrows the score gap between harmful and harmless "
             f"prompts ({gap:.1f}) by {value:.2f} [{float(low):.2f}, {float(high):.2f}] (harmful "
