@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, field_validator
 
 from mechsafety.core.config import FrozenConfig
 from mechsafety.core.layers import LayerRule, resolve_layer
@@ -21,6 +21,11 @@ class SeparationCell(FrozenConfig):
     position: PositionText = "last"
     versus: Literal["chance", "lexical", "base"] = "chance"
     """`chance`: 0.5; `lexical`: a bag of tokens; `base`: the same place of the base model."""
+
+    @field_validator("position")
+    @classmethod
+    def _as_maps_call_it(cls, position: str) -> str:
+        return "last" if position == "eoi[-1]" else position
 
 
 class CausalCell(FrozenConfig):

@@ -1,5 +1,7 @@
 """Claims about the maps: where separation appears, and where it becomes causal."""
 
+import math
+
 import torch
 
 from mechsafety.core.layers import resolve_layer
@@ -70,26 +72,33 @@ def _separation_effect(
 ) -> Effect:
     found = measured.separation["model", source]
     value, draws = float(found.auc[s, p]), found.draws[:, s, p]
+    against = (0.5, 0.5)
     if cell.versus == "chance":
         other, other_draws = 0.5, torch.full_like(draws, 0.5)
         null = (0.5 - found.band.high, found.band.high - 0.5)
     elif cell.versus == "lexical":
         baseline = measured.lexical[source]
         other, other_draws = baseline.auc, baseline.draws
+        against = (baseline.low, baseline.high)
         null = null_range(found.null[:, s, p] - 0.5)
     else:
         base = measured.separation["base", source]
         other, other_draws = float(base.auc[s, p]), base.draws[:, s, p]
+        against = (float(base.low[s, p]), float(base.high[s, p]))
         null = null_range(found.null[:, s, p] - base.null[:, s, p])
-    low, high = percentile_interval(draws - other_draws, measured.held.harmful.n_units)
-    if cell.versus == "chance":
-        low, high = found.low[s, p] - 0.5, found.high[s, p] - 0.5
+    own = (float(found.low[s, p]), float(found.high[s, p]))
+    low, high = (float(end) for end in percentile_interval(draws - other_draws, found.n_units))
+    if cell.versus == "chance" or low == high:
+        # Two perfect maps leave nothing to resample. Their own intervals then combine as those
+        # of independent numbers do (Zou & Donner 2008), which errs to the wide side.
+        low = value - other - math.hypot(value - own[0], against[1] - other)
+        high = value - other + math.hypot(own[1] - value, other - against[0])
     return Effect(
         value=value - other,
-        interval=around(value - other, float(low), float(high)),
+        interval=around(value - other, low, high),
         null=null,
         n=found.n,
-        words=f"AUC {value:.2f} [{float(found.low[s, p]):.2f}, {float(found.high[s, p]):.2f}] "
+        words=f"AUC {value:.2f} [{own[0]:.2f}, {own[1]:.2f}] "
         f"against {other:.2f} ({cell.versus}); null {span(null)}. {words}",
     )
 

@@ -120,6 +120,8 @@ class Separated:
     band: Band
     """Over all cells of the map."""
     n: int
+    n_units: int
+    """Independent units among these prompts."""
 
 
 def separated(
@@ -171,6 +173,7 @@ def separated(
         null=null.reshape(-1, *shape),
         band=max_statistic_band(null, "greater"),
         n=len(held_harmful) + len(held_harmless),
+        n_units=sample.n_units,
     )
 
 

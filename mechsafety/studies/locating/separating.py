@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
+from mechsafety.core.errors import ModelError
 from mechsafety.data.pairs import OrganismPairs
 from mechsafety.data.prompts import PromptPairs, PromptSet
 from mechsafety.organisms.prompts import behavior_sets, twins
@@ -76,7 +77,20 @@ def read_models(frame: Frame, folders: Mapping[str, str]) -> tuple[Read, Read | 
         asked = ask_of(config, config.base, folders)
         jobs.append(replace(job, asked=asked, sets=sets, answered=()))
     found = frame.context.map(read_model, jobs, "reading")
-    return found[0], found[1] if len(found) > 1 else None
+    if len(found) == 1:
+        return found[0], None
+    _check_comparable(found[0], found[1])
+    return found[0], found[1]
+
+
+def _check_comparable(read: Read, base: Read) -> None:
+    if (read.sites, read.positions) != (base.sites, base.positions):
+        raise ModelError(
+            "reading the base model, whose map stands beside the model's place by place: the model "
+            f"has {read.dims.n_layers} layers and is read at {', '.join(map(str, read.positions))},"
+            f" its base {base.dims.n_layers} at {', '.join(map(str, base.positions))}. Name as "
+            "`base` the model that was trained into this one, or null to do without."
+        )
 
 
 def separation_of(frame: Frame, read: Read, base: Read | None) -> Measured:
