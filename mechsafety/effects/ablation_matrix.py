@@ -170,8 +170,10 @@ def ablation_edits(target: Target, source: Source, form: AblationForm, basis: Te
     return affine_ablation(basis, means)
 
 
-def outcome(target: Target, side: Side, source: Source, form: AblationForm) -> Outcome:
-    """Measure one class of prompts with `source` ablated."""
+def _outcome(
+    target: Target, side: Side, answers: Answers, source: Source, form: AblationForm
+) -> Outcome:
+    """What one class of prompts does with `source` ablated, of which the answers are known."""
     edits = ablation_edits(target, source, form, source.subspace.basis)
     scores = score(
         target.model,
@@ -182,9 +184,6 @@ def outcome(target: Target, side: Side, source: Source, form: AblationForm) -> O
         side.logits,
         _halfway(side, source, form),
     )
-    answers = answer(
-        target.model, side.tokens, target.judge, target.max_new_tokens, target.batch_tokens, edits
-    )
     right = content_scores(answers, side.prompts.prompts)
     if right is None:
         content = clean_answer_cross_entropy(
@@ -194,6 +193,16 @@ def outcome(target: Target, side: Side, source: Source, form: AblationForm) -> O
         content = torch.tensor(right, dtype=torch.float64)
     assert scores.kl is not None  # clean logits were given
     return Outcome(scores.refusal, scores.kl, answers, content, right is None)
+
+
+def _answers(target: Target, edits: Edits) -> tuple[Answers, Answers]:
+    """Of the harmful and the harmless prompts, generated together: steps cost more than rows."""
+    both = target.harmful.tokens.beside(target.harmless.tokens)
+    found = answer(
+        target.model, both, target.judge, target.max_new_tokens, target.batch_tokens, edits
+    )
+    n = len(target.harmful.tokens)
+    return found.part(0, n), found.part(n, len(both))
 
 
 def ablate_in(
@@ -211,11 +220,13 @@ def ablate_in(
         score_draws: Controls scored at the first token; 0 for none (20 or more for a p-value).
         answer_draws: Of these, how many also generate answers (5 or more).
     """
+    edits = ablation_edits(target, source, form, source.subspace.basis)
+    harmful, harmless = _answers(target, edits)
     return Cell(
         source=source,
         form=form,
-        harmful=outcome(target, target.harmful, source, form),
-        harmless=outcome(target, target.harmless, source, form),
+        harmful=_outcome(target, target.harmful, harmful, source, form),
+        harmless=_outcome(target, target.harmless, harmless, source, form),
         controls=_controls(target, source, form, score_draws, answer_draws, generator)
         if score_draws
         else None,
@@ -249,8 +260,9 @@ def _controls(
         if under.refusal is not None:
             scores.append(under.refusal.mean())
         if draw < answer_draws:
-            harmful_rates.append(_refusal_rate(target, target.harmful, edits))
-            harmless_rates.append(_refusal_rate(target, target.harmless, edits))
+            harmful, harmless = _answers(target, edits)
+            harmful_rates.append(_refusal_rate(harmful))
+            harmless_rates.append(_refusal_rate(harmless))
     return Controls(
         harmful_score=torch.stack(scores) if scores else None,
         harmful_rate=torch.tensor(harmful_rates, dtype=torch.float64),
@@ -266,9 +278,6 @@ def _halfway(side: Side, source: Source, form: AblationForm) -> Halfway | None:
     return side.halfway.get(source.site.layer) if form == "affine" else None
 
 
-def _refusal_rate(target: Target, side: Side, edits: Edits) -> float:
-    answers = answer(
-        target.model, side.tokens, target.judge, target.max_new_tokens, target.batch_tokens, edits
-    )
+def _refusal_rate(answers: Answers) -> float:
     refused = answers.judged("refused")
     return sum(refused) / len(refused)

@@ -36,6 +36,11 @@ class Answers:
         """For each answer, whether it got this verdict."""
         return [found == verdict for found in self.verdicts]
 
+    def part(self, start: int, stop: int) -> "Answers":
+        """The answers from `start` up to `stop`."""
+        rows = slice(start, stop)
+        return Answers(self.texts[rows], self.ids[rows], self.verdicts[rows], self.max_new_tokens)
+
 
 def answer(
     model: Model,

@@ -8,7 +8,7 @@ their cost and what they discard is not scored further.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import torch
@@ -112,7 +112,7 @@ def make_trial(
     batch_tokens: int,
 ) -> Trial:
     """Run both prompt sets once through the unedited model, as what edits are compared with."""
-    both = joined(harmful, harmless)
+    both = harmful.beside(harmless)
     clean = first_token_logits(model, both, batch_tokens)
     return Trial(
         harmful=harmful,
@@ -163,7 +163,7 @@ def score_candidates(model: Model, trial: Trial, candidates: Candidates) -> Cand
     everything = [(p, s) for p in range(len(candidates.positions)) for s in _indices(candidates)]
     induce = induce_scores(model, trial, candidates, everything)
     bypass, kl = _empty(trial.harmful, candidates), _empty(trial.harmless, candidates)
-    both = joined(trial.harmful, trial.harmless)
+    both = trial.harmful.beside(trial.harmless)
     n = len(trial.harmful)
     for p, s in progress(everything, "ablating candidates", total=len(everything)):
         logits = _ablated(model, both, candidates.at(p, s), trial)
@@ -195,16 +195,6 @@ def induce_scores(
         start = halfway[entries[s]]
         found[:, positions, s] = _added(model, trial, start, candidates.sites[s], vectors)
     return found
-
-
-def joined(first: TokenizedPrompts, second: TokenizedPrompts) -> TokenizedPrompts:
-    """The prompts of both sets, so that they share batches."""
-    return replace(
-        first,
-        ids=first.ids + second.ids,
-        spans=first.spans + second.spans,
-        names=first.names + second.names,
-    )
 
 
 def _score_survivors(

@@ -62,6 +62,15 @@ class TokenizedPrompts:
             names=tuple(self.names[row] for row in rows),
         )
 
+    def beside(self, other: "TokenizedPrompts") -> "TokenizedPrompts":
+        """These prompts and then the others, of the same tokenizer, so that they share batches."""
+        return replace(
+            self,
+            ids=self.ids + other.ids,
+            spans=self.spans + other.spans,
+            names=self.names + other.names,
+        )
+
     def followed_by(self, answers: Sequence[Sequence[int]]) -> "TokenizedPrompts":
         """Each prompt with its answer's tokens behind it; the spans stay those of the prompt.
 
