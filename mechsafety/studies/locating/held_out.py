@@ -167,13 +167,13 @@ class Evaluated:
     scores: ClassScores
     cells: tuple[Cell, ...]
     """Zero and affine ablation, each with controls."""
-    refits: Float[Tensor, "draw prompt"]
+    refits: Float[Tensor, "draw n_harmful"]
     """Refusal score of harmful prompts under zero ablation of each refit."""
     added: tuple[Added, ...]
-    cross_entropy: Mapping[str, Float[Tensor, " prompt"]]
+    cross_entropy: Mapping[str, Float[Tensor, " n_harmless"]]
     """Nats per token of the model's own clean answers to harmless prompts: `clean`, and under
     each form of ablation."""
-    clean_content: Float[Tensor, " prompt"] | None
+    clean_content: Float[Tensor, " n_harmless"] | None
     token_hashes: Mapping[str, str]
 
 

@@ -115,7 +115,7 @@ class Separated:
     """AUC of each resampling."""
     low: Float[Tensor, "layer position"]
     high: Float[Tensor, "layer position"]
-    null: Float[Tensor, "draw layer position"]
+    null: Float[Tensor, "n_relabelings layer position"]
     """AUC under permuted labels, the same relabelings in every cell and model."""
     band: Band
     """Over all cells of the map."""
@@ -333,7 +333,7 @@ class Windows:
     """Partial ablations of the winner: chosen on the select split, measured on the third."""
 
     tried: tuple[Window, ...]
-    select: Float[Tensor, "draw prompt n_windows"]
+    select: Float[Tensor, "draw n_select n_windows"]
     """Effect (clean − ablated score) of the direction, then of its controls."""
     evaluate: Float[Tensor, "draw prompt n_windows"]
     positions: tuple[str, ...]

@@ -91,7 +91,7 @@ class DoseJob:
 class Doses:
     """Refusal scores under additions."""
 
-    response: Float[Tensor, "draw prompt layer dose"]
+    response: Float[Tensor, "draw prompt n_dosed dose"]
     """The last layer is the output of the last block."""
     direct: Float[Tensor, "prompt layer"]
     """With each layer's own direction added to the output of the last block."""

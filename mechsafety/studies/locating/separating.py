@@ -75,12 +75,12 @@ def read_models(frame: Frame, folders: Mapping[str, str]) -> tuple[Read, Read | 
     jobs = [job]
     if config.base is not None:
         asked = ask_of(config, config.base, folders)
-        jobs.append(replace(job, asked=asked, sets=sets, answered=()))
-    found = frame.context.map(read_model, jobs, "reading")
-    if len(found) == 1:
-        return found[0], None
-    _check_comparable(found[0], found[1])
-    return found[0], found[1]
+        # First, so that one process has the model open for what is asked next.
+        jobs.insert(0, replace(job, asked=asked, sets=sets, answered=()))
+    *bases, read = frame.context.map(read_model, jobs, "reading")
+    for base in bases:
+        _check_comparable(read, base)
+    return read, bases[0] if bases else None
 
 
 def _check_comparable(read: Read, base: Read) -> None:
