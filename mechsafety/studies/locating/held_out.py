@@ -76,7 +76,8 @@ class Second:
     controls: Float[Tensor, "draw prompt"] | None
     """With energy-matched directions in its place."""
     independence: tuple[float, float] | None
-    """Of the first from the second, and of the second from the first (arXiv:2502.17420)."""
+    """Of the first from the second, and of the second from the first (arXiv:2502.17420); None in
+    a model of one layer."""
 
 
 def second_direction(job: SecondJob) -> Second:
@@ -117,10 +118,13 @@ def second_direction(job: SecondJob) -> Second:
         alone=bypass(vector[None]),
         both=bypass(torch.stack([job.first, vector])),
         controls=torch.stack([bypass(control[None]) for control in drawn]),
+        # Of one layer the measure, which leaves the last tenth out, keeps none.
         independence=(
             representational_independence(clean, stream(without=unit[None]), job.first),
             representational_independence(clean, stream(without=job.first[None]), unit),
-        ),
+        )
+        if len(job.sites) > 1
+        else None,
     )
 
 

@@ -138,10 +138,10 @@ def window_claim(cell: WindowCell, winner: Winner, measured: Measured) -> Assess
     """Chosen on the select split, measured on the third."""
     found, n_layers = winner.windows, measured.read.dims.n_layers
     direction, controls = found.evaluate[0], found.evaluate[1:].mean(1)
-    whole = found.tried.index((0, n_layers - 1))
+    whole = _whole(winner)
     full = float(direction[:, whole].mean())
     choices: dict[tuple[tuple[str, str], ...], Effect] = {}
-    if full > float(controls[:, whole].max()):
+    if _stands_out(winner):
         draws = winner.evaluate.harmful.means(direction)
         words = _smallest_words(winner, n_layers, draws)
         for length in dict.fromkeys((cell.max_length, *LENGTHS)):
@@ -173,6 +173,23 @@ def window_claim(cell: WindowCell, winner: Winner, measured: Measured) -> Assess
     )
 
 
+def _whole(winner: Winner) -> int:
+    """Which window is the whole model."""
+    tried = winner.windows.tried
+    return tried.index(max(tried, key=lambda window: window[1] - window[0]))
+
+
+def _stands_out(winner: Winner) -> bool:
+    """Whether the effect of all layers is there at all, so that parts of it have a share.
+
+    Beyond its controls, and above 0 in its interval: a share of what may be 0 has no bounds.
+    """
+    full = winner.windows.evaluate[:, :, _whole(winner)]
+    sample = winner.evaluate.harmful
+    low, _ = percentile_interval(sample.means(full[0]), sample.n_units)
+    return float(full[0].mean()) > float(full[1:].mean(1).max()) and float(low) > 0
+
+
 def _smallest_words(winner: Winner, n_layers: int, draws: Tensor) -> str:
     """The smallest window that keeps most of the effect, and how its length varies."""
     found, share = winner.windows, winner.share
@@ -190,18 +207,20 @@ def _smallest_words(winner: Winner, n_layers: int, draws: Tensor) -> str:
 def no_window(cell: WindowCell, winner: Winner) -> str:
     """Why there is no window to speak of."""
     found = winner.windows
-    whole = found.tried.index(max(found.tried, key=lambda window: window[1] - window[0]))
-    full = float(found.evaluate[0][:, whole].mean())
-    controls = found.evaluate[1:].mean(1)[:, whole]
-    if full > float(controls.max()):
+    full = found.evaluate[0][:, _whole(winner)]
+    controls = found.evaluate[1:].mean(1)[:, _whole(winner)]
+    if _stands_out(winner):
         shortest = min(last - first + 1 for first, last in found.tried)
         return (
             f"No window of at most {cell.max_length:g} of the depth was tried; the shortest has "
             f"{shortest} of {max(last for _, last in found.tried) + 1} layers."
         )
+    sample = winner.evaluate.harmful
+    low, high = percentile_interval(sample.means(full), sample.n_units)
     return (
-        f"Ablating in all layers lowers the refusal score by {full:.2f} and controls by "
-        f"{span(ends(controls))}: without an effect beyond its controls no window is reported."
+        f"Ablating in all layers lowers the refusal score by {float(full.mean()):.2f} "
+        f"[{float(low):.2f}, {float(high):.2f}] and controls by {span(ends(controls))}: without an "
+        "effect above 0 and beyond its controls no window is reported."
     )
 
 
