@@ -2,10 +2,12 @@
 
 The rival is the procedure as published (arXiv:2406.11717): for every candidate three full passes
 with hooks on every block's input, attention and MLP (addition: on one block), prompts in input
-order, batches of 32, left padding, the logits of every token. Both sides run in one process, with
-other work on the machine counting little because CPU time is taken.
+order, batches of 32, left padding, the logits of every token, which become float64 before the last
+is taken (`pipeline/submodules/select_direction.py` of andyrdt/refusal_direction, 0b9c8bc). Only the
+position ids are ours, without which padding would move its numbers. Both sides run in one process,
+their baselines included; CPU time is taken, so that other work on the machine counts less.
 
-    python tests/benchmarks/measure_selection.py [--positions 2] [--prompts 16] [--organism FOLDER]
+    python -m tests.benchmarks.measure_selection [--positions 1] [--prompts 16] [--rounds 3]
 """
 
 import argparse
@@ -19,11 +21,11 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mechsafety.core.positions import Position
 from mechsafety.core.sites import ResidualSite
 from mechsafety.effects.selection import (
     Candidates,
     CandidateScores,
+    Mode,
     Selection,
     Trial,
     make_trial,
@@ -39,6 +41,11 @@ D_MODEL, N_LAYERS, VOCAB = 512, 12, 32_000
 SHORTEST, LONGEST = 8, 64
 NAIVE_BATCH = 32
 BATCH_TOKENS = 16_384
+REFUSAL_IDS = (5, 77)
+
+
+Hook = tuple[nn.Module, str, Callable]
+"""Module, `input` or `output`, and what runs there."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,10 @@ class Naive:
     layers: Sequence[nn.Module]
     trial: Trial
 
-    def logits(self, prompts: TokenizedPrompts, hooks: Sequence[Hook]) -> Tensor:
+    def logits(
+        self, prompts: TokenizedPrompts, hooks: Sequence[Hook], wide: bool = False
+    ) -> Tensor:
+        """Of the last token; `wide` in float64, all tokens being converted first, as published."""
         handles = [
             module.register_forward_pre_hook(hook)
             if kind == "input"
@@ -67,16 +77,18 @@ class Naive:
                 mask[row, width - len(one) :] = 1
             positions = (mask.cumsum(-1) - 1).clamp(min=0)
             out = self.hf(input_ids=padded, attention_mask=mask, position_ids=positions)
-            rows.append(out.logits[:, -1])
+            everything = out.logits.to(torch.float64) if wide else out.logits
+            rows.append(everything[:, -1])
         for handle in handles:
             handle.remove()
         return torch.cat(rows)
 
-    def ablation(self, vector: Tensor) -> list[tuple[nn.Module, str, Callable]]:
+    def ablation(self, vector: Tensor) -> list[Hook]:
         r = vector / (vector.norm() + 1e-8)
 
         def remove(x: Tensor) -> Tensor:
-            return x - (x @ r)[..., None] * r
+            x -= (x @ r).unsqueeze(-1) * r
+            return x
 
         def on_input(_module: nn.Module, args: tuple) -> tuple:
             return (remove(args[0]), *args[1:])
@@ -94,7 +106,7 @@ class Naive:
             )
         ]
 
-    def addition(self, layer: int, vector: Tensor) -> list[tuple[nn.Module, str, Callable]]:
+    def addition(self, layer: int, vector: Tensor) -> list[Hook]:
         def on_input(_module: nn.Module, args: tuple) -> tuple:
             return (args[0] + vector, *args[1:])
 
@@ -105,17 +117,20 @@ class Naive:
         trial, shape = self.trial, candidates.vectors.shape[:2]
         bypass = torch.empty(len(trial.harmful), *shape, dtype=torch.float64)
         induce, kl = (torch.empty(len(trial.harmless), *shape, dtype=torch.float64) for _ in "ab")
+        for side in (trial.harmful, trial.harmless):
+            refusal_score(self.logits(side, [], wide=True), trial.refusal_ids)
         clean = self.logits(trial.harmless, [])
         for p in range(shape[0]):
             for layer in range(shape[1]):
                 vector = candidates.at(p, layer)
                 ablate = self.ablation(vector)
                 bypass[:, p, layer] = refusal_score(
-                    self.logits(trial.harmful, ablate), trial.refusal_ids
+                    self.logits(trial.harmful, ablate, wide=True), trial.refusal_ids
                 )
                 kl[:, p, layer] = kl_divergence(clean, self.logits(trial.harmless, ablate))
                 induce[:, p, layer] = refusal_score(
-                    self.logits(trial.harmless, self.addition(layer, vector)), trial.refusal_ids
+                    self.logits(trial.harmless, self.addition(layer, vector), wide=True),
+                    trial.refusal_ids,
                 )
         return CandidateScores(bypass, induce, kl)
 
@@ -173,7 +188,7 @@ def main() -> None:
     hf = random_llama()
     model = Model(hf, None, None)
     harmful, harmless = random_prompts(args.prompts, 1), random_prompts(args.prompts, 2)
-    trial = make_trial(model, harmful, harmless, [5, 77], BATCH_TOKENS)
+    trial = make_trial(model, harmful, harmless, REFUSAL_IDS, BATCH_TOKENS)
     generator = torch.Generator().manual_seed(3)
     # As long as a mean difference is beside the stream: about its own norm at the middle layers.
     vectors = torch.randn(args.positions, N_LAYERS, D_MODEL, generator=generator)
@@ -185,9 +200,12 @@ def main() -> None:
     naive = Naive(hf, list(hf.model.layers), trial)
     rival = naive.scores(candidates)
     filters = lenient(rival, args.kept)
-    exhaustive = partial(select_direction, model, trial, candidates, filters, "exhaustive")
-    winner = partial(select_direction, model, trial, candidates, filters, "winner")
-    full, fast = exhaustive(), winner()
+
+    def ours(mode: Mode) -> Selection:
+        fresh = make_trial(model, harmful, harmless, REFUSAL_IDS, BATCH_TOKENS)
+        return select_direction(model, fresh, candidates, filters, mode)
+
+    full, fast = ours("exhaustive"), ours("winner")
     means = [getattr(rival, name).mean(0) for name in ("induce", "kl", "bypass")]
     allowed = kept(filters, N_LAYERS, *means)
     off = {
@@ -197,8 +215,8 @@ def main() -> None:
     times = best(
         {
             "naive": lambda: naive.scores(candidates),
-            "exhaustive": exhaustive,
-            "winner": winner,
+            "exhaustive": partial(ours, "exhaustive"),
+            "winner": partial(ours, "winner"),
         },
         args.rounds,
     )
@@ -208,7 +226,9 @@ def main() -> None:
             {
                 "exhaustive_speedup": took["naive"] / took["exhaustive"],
                 "winner_speedup": took["naive"] / took["winner"],
-                "same_winner": full.chosen == fast.chosen == tuple(choose(means[2], allowed).tolist()),
+                "same_winner": full.chosen
+                == fast.chosen
+                == tuple(choose(means[2], allowed).tolist()),
                 "chosen": full.chosen,
                 "kept": int(allowed.sum()),
                 "candidates": allowed.numel(),
