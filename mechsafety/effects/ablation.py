@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechsafety.core.sites import ModelDims, ResidualSite, Site
-from mechsafety.interventions.ablate import ablate, ablate_affine
+from mechsafety.interventions.ablate import ablate, ablate_affine, ablate_each
 from mechsafety.interventions.add import add
 from mechsafety.interventions.intervention import Intervention
 from mechsafety.models.editing import ablated_weights, ablates_by_weights
@@ -37,8 +37,15 @@ class ZeroAblation:
     basis: Float[Tensor, "k d_model"]
 
 
+@dataclass(frozen=True, eq=False)
+class RowwiseAblation:
+    """Zero ablation of another direction in each row of one batch."""
+
+    directions: Float[Tensor, "batch d_model"]
+
+
 Hooks = Mapping[Site, Intervention]
-Edits = Hooks | ZeroAblation
+Edits = Hooks | ZeroAblation | RowwiseAblation
 """What is done to a model while something is measured."""
 
 
@@ -50,7 +57,13 @@ def under(model: Model, edits: Edits | None) -> Generator[None]:
             with ablated_weights(model, edits.basis):
                 yield
             return
-        edits = zero_ablation(model.dims, edits.basis)
+        with intervene(model, zero_ablation(model.dims, edits.basis), tokenwise=True):
+            yield
+        return
+    if isinstance(edits, RowwiseAblation):
+        with intervene(model, _rowwise(model.dims, edits.directions), tokenwise=True):
+            yield
+        return
     if not edits:
         yield
         return
@@ -65,13 +78,22 @@ def zero_ablation(dims: ModelDims, basis: Float[Tensor, "k d_model"]) -> Hooks:
     ablating resid_pre, resid_mid and resid_post of every layer, since sums of ablated terms are
     ablated.
     """
-    edit = partial(ablate, basis=basis)
-    contributions = {
-        ResidualSite(layer, stream): edit
+    return dict.fromkeys(_entrances(dims), partial(ablate, basis=basis))
+
+
+def _rowwise(dims: ModelDims, directions: Float[Tensor, "batch d_model"]) -> Hooks:
+    edit = partial(ablate_each, directions=directions)
+    return dict.fromkeys(_entrances(dims), edit)
+
+
+def _entrances(dims: ModelDims) -> list[ResidualSite]:
+    """Where anything enters the stream: the first block's input, and all that parts add."""
+    added = [
+        ResidualSite(layer, stream)
         for layer in range(dims.n_layers)
         for stream in ("attn_out", "mlp_out")
-    }
-    return {ResidualSite(0, "resid_pre"): edit, **contributions}
+    ]
+    return [ResidualSite(0, "resid_pre"), *added]
 
 
 def affine_ablation(

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechsafety.core.sites import ResidualSite
-from mechsafety.effects.ablation import Edits, Hooks, under
+from mechsafety.effects.ablation import Edits, under
 from mechsafety.metrics.kl import kl_divergence
 from mechsafety.metrics.refusal_score import refusal_score
 from mechsafety.models.hooking import reading
@@ -23,7 +23,7 @@ from mechsafety.models.model import Model
 from mechsafety.models.prefix import without_first
 from mechsafety.models.tokens import TokenBatch, TokenizedPrompts, batches
 
-PerBatch: TypeAlias = Callable[[TokenBatch], Hooks]
+PerBatch: TypeAlias = Callable[[TokenBatch], Edits]
 """Makes the edits of one batch, where they depend on which tokens its columns hold."""
 
 

@@ -7,7 +7,7 @@ edited weights; prompts go by length; and where only the winner is wanted, filte
 their cost and what they discard is not scored further.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from mechsafety.core.errors import SampleError
 from mechsafety.core.progress import progress
 from mechsafety.core.sites import ResidualSite
-from mechsafety.effects.ablation import ZeroAblation, addition
+from mechsafety.effects.ablation import RowwiseAblation, ZeroAblation, addition
 from mechsafety.effects.adding import added_scores
 from mechsafety.effects.scores import Halfway, first_token_logits, refusal_scores, run_halfway
 from mechsafety.effects.selection_rule import SelectionFilters, choose, kept
@@ -26,9 +26,14 @@ from mechsafety.linalg.typed import linalg
 from mechsafety.metrics.kl import kl_divergence
 from mechsafety.metrics.refusal_score import refusal_score
 from mechsafety.models.model import Model
-from mechsafety.models.tokens import TokenizedPrompts
+from mechsafety.models.tokens import TokenBatch, TokenizedPrompts
 
 Mode = Literal["exhaustive", "winner"]
+
+TOGETHER: Final = 8
+"""Candidates whose ablations share passes; so many times the prompts' logits are held."""
+FULL: Final = 4
+"""Passes that one candidate's prompts fill, from which sharing them gains nothing."""
 
 _NOT_SCORED: Final = float("nan")
 
@@ -163,12 +168,9 @@ def score_candidates(model: Model, trial: Trial, candidates: Candidates) -> Cand
     everything = [(p, s) for p in range(len(candidates.positions)) for s in _indices(candidates)]
     induce = induce_scores(model, trial, candidates, everything)
     bypass, kl = _empty(trial.harmful, candidates), _empty(trial.harmless, candidates)
-    both = trial.harmful.beside(trial.harmless)
     n = len(trial.harmful)
-    for p, s in progress(everything, "ablating candidates", total=len(everything)):
-        logits = _ablated(model, both, candidates.at(p, s), trial)
-        if logits is None:
-            continue
+    both = trial.harmful.beside(trial.harmless)
+    for (p, s), logits in _ablated(model, both, candidates, everything, trial):
         bypass[:, p, s] = refusal_score(logits[:n], trial.refusal_ids)
         kl[:, p, s] = kl_divergence(trial.clean_harmless, logits[n:])
     return CandidateScores(bypass, induce, kl)
@@ -214,29 +216,58 @@ def _score_survivors(
     induce = induce_scores(model, trial, candidates, todo)
     todo = survivors(induce.mean(0), nothing_known)
     kl = _empty(trial.harmless, candidates)
-    for p, s in progress(todo, "KL of candidates", total=len(todo)):
-        logits = _ablated(model, trial.harmless, candidates.at(p, s), trial)
-        if logits is not None:
-            kl[:, p, s] = kl_divergence(trial.clean_harmless, logits)
+    for (p, s), logits in _ablated(model, trial.harmless, candidates, todo, trial):
+        kl[:, p, s] = kl_divergence(trial.clean_harmless, logits)
     todo = survivors(induce.mean(0), kl.mean(0))
     bypass = _empty(trial.harmful, candidates)
-    for p, s in progress(todo, "ablating candidates", total=len(todo)):
-        logits = _ablated(model, trial.harmful, candidates.at(p, s), trial)
-        if logits is not None:
-            bypass[:, p, s] = refusal_score(logits, trial.refusal_ids)
+    for (p, s), logits in _ablated(model, trial.harmful, candidates, todo, trial):
+        bypass[:, p, s] = refusal_score(logits, trial.refusal_ids)
     return CandidateScores(bypass, induce, kl)
 
 
 def _ablated(
-    model: Model, prompts: TokenizedPrompts, vector: Float[Tensor, " d_model"], trial: Trial
-) -> Float[Tensor, "prompt vocab"] | None:
-    """Logits with the direction ablated everywhere; None for a vector that has none."""
-    size = linalg.vector_norm(vector.double())
-    if not bool(size.isfinite()):
-        return None
+    model: Model,
+    prompts: TokenizedPrompts,
+    candidates: Candidates,
+    wanted: Sequence[tuple[int, int]],
+    trial: Trial,
+) -> Iterator[tuple[tuple[int, int], Float[Tensor, "prompt vocab"]]]:
+    """Logits with each wanted direction ablated everywhere; vectors that are not finite give none.
+
+    Candidates share passes, each row with its own direction, where their prompts are few: passes
+    are then full, and hold prompts of nearly one length. Where one candidate's prompts fill
+    passes by themselves, or share a long prefix, its ablation is cheaper as edited weights.
+    """
+    finite = [w for w in wanted if bool(candidates.at(*w).isfinite().all())]
+    real = [w for w in finite if bool(candidates.real[w])]
     # The mean difference of template tokens at layer 0 is zero, and ablating it changes nothing.
-    edits = ZeroAblation((vector.double() / size).float()[None]) if size > 0 else None
-    return first_token_logits(model, prompts, trial.batch_tokens, edits)
+    clean = (
+        first_token_logits(model, prompts, trial.batch_tokens) if len(real) < len(finite) else None
+    )
+    for nothing in finite:
+        if nothing not in real and clean is not None:
+            yield nothing, clean
+    tokens = sum(map(len, prompts.ids))
+    alone = tokens >= FULL * model.pass_tokens(trial.batch_tokens) or model.shared_length(prompts)
+    together = 1 if alone else TOGETHER
+    for first in progress(
+        range(0, len(real), together), "ablating candidates", total=-(-len(real) // together)
+    ):
+        some = real[first : first + together]
+        vectors = torch.stack([candidates.at(*one) for one in some])
+        if len(some) == 1:
+            edits = ZeroAblation(vectors / linalg.vector_norm(vectors))
+            yield some[0], first_token_logits(model, prompts, trial.batch_tokens, edits)
+            continue
+        n = len(prompts)
+        copies = prompts.select([*range(n)] * len(some))
+
+        def rowwise(batch: TokenBatch, vectors: Tensor = vectors, n: int = n) -> RowwiseAblation:
+            return RowwiseAblation(vectors[batch.rows // n])
+
+        logits = first_token_logits(model, copies, trial.batch_tokens, rowwise)
+        for place, one in enumerate(some):
+            yield one, logits[place * n : (place + 1) * n]
 
 
 def _added(

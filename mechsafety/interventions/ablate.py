@@ -40,6 +40,33 @@ def ablate(
     return (wide - (wide @ rows.T) @ dual).to(activation.dtype)
 
 
+def ablate_each(
+    activation: Float[Tensor, "batch pos d"], directions: Float[Tensor, "batch d"]
+) -> Float[Tensor, "batch pos d"]:
+    r"""As `ablate`, with a direction of its own for every prompt of a batch.
+
+    $x_b - \hat r_b \hat r_b^\top x_b$: so that several candidates share one forward pass.
+
+    Args:
+        activation: Of one padded batch.
+        directions: One per row, of any length but zero; moved to the activation's device.
+
+    Raises:
+        SubspaceError: A direction is zero or not finite.
+    """
+    wide = activation.to(torch.promote_types(activation.dtype, torch.float32))
+    rows = directions.to(wide.dtype)
+    norms = linalg.vector_norm(rows, dim=1)
+    if not bool(((norms > 0) & norms.isfinite()).all()):
+        raise SubspaceError(
+            f"ablate: {int((~((norms > 0) & norms.isfinite())).sum())} of {len(norms)} directions "
+            "are zero or not finite, so there is nothing to project out. Leave them out."
+        )
+    units = (rows / norms[:, None]).to(wide.device)
+    projections = torch.bmm(wide, units[:, :, None])
+    return torch.baddbmm(wide, projections, units[:, None, :], alpha=-1).to(activation.dtype)
+
+
 def ablate_affine(
     activation: Float[Tensor, "*batch d"],
     basis: Float[Tensor, "k d"],

@@ -58,7 +58,9 @@ class Accounting:
 
 
 @contextmanager
-def intervene(model: Model, edits: Mapping[SiteT, Intervention]) -> Generator[Accounting]:
+def intervene(
+    model: Model, edits: Mapping[SiteT, Intervention], *, tokenwise: bool = False
+) -> Generator[Accounting]:
     """Replace the activation at each site by `edit(activation)`; undo on exit, exactly.
 
     Works in `model.forward`, `model.generate` (with the KV cache; the first generated token is
@@ -72,6 +74,8 @@ def intervene(model: Model, edits: Mapping[SiteT, Intervention]) -> Generator[Ac
     Args:
         model: Its weights do not change, and it computes the same bits after the block.
         edits: A function per site, from an activation to a new tensor of the same shape.
+        tokenwise: They treat every token by itself, such as an ablation. Where only the last
+            token's logits are wanted, the last block then computes (and edits) that token alone.
 
     Raises:
         SiteError: The model has no such site.
@@ -81,7 +85,12 @@ def intervene(model: Model, edits: Mapping[SiteT, Intervention]) -> Generator[Ac
     accounting = Accounting({site: Count() for site in edits})
     wiring = model.wiring
     group = [
-        Installed(site, _counted(site, edit, accounting.counts[site], wiring), reads=False)
+        Installed(
+            site,
+            _counted(site, edit, accounting.counts[site], wiring),
+            reads=False,
+            tokenwise=tokenwise,
+        )
         for site, edit in edits.items()
     ]
     with ExitStack() as undo:

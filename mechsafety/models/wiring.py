@@ -50,6 +50,8 @@ class Installed:
     """A read returns its argument."""
     reads: bool
     """Reads come after all edits of the site."""
+    tokenwise: bool = False
+    """The edit treats every token by itself, so that tokens may be left out."""
 
 
 @dataclass(slots=True)
@@ -101,8 +103,8 @@ class Wiring:
     def watches_last_block(self) -> bool:
         """Whether anything sees what the last block computes, at whatever token."""
         last = self.anatomy.dims.n_layers - 1
-        sites = (one.site for group in self._stack for one in group)
-        return any(site.layer == last and _place(site) != "input" for site in sites)
+        seeing = (one.site for group in self._stack for one in group if not one.tokenwise)
+        return any(site.layer == last and _place(site) != "input" for site in seeing)
 
     @property
     def runner(self) -> nn.Module:
