@@ -76,6 +76,7 @@ def probe_model(
         probes = [
             probing.sites_fire(sites),
             probing.hooked_logits(),
+            probing.last_token_alone(),
             probing.contributions_add_up(),
             probing.blocks_connect(),
             *probing.bridge_agrees(),
@@ -170,6 +171,13 @@ class _Probing:
         detail = "logits with an edit that changes nothing at every residual site, against none"
         value = self.deviation([(hooked, plain)])
         return _probe("hooked forward", value, self.tolerance, detail)
+
+    def last_token_alone(self) -> Probe:
+        """Where only the last token is wanted, the last block computes no other: same logits."""
+        alone = self.model.forward(self.batch)
+        everything = self.plain_logits()[:, -1]
+        detail = "logits of the last token, computed alone in the last block, against all tokens'"
+        return _probe("last token alone", _deviation([(alone, everything)]), self.tolerance, detail)
 
     def contributions_add_up(self) -> Probe:
         """The resid_pre, attn_out and mlp_out of a block add up to its resid_post."""

@@ -8,9 +8,15 @@ from mechsafety.activations.collecting import collect
 from mechsafety.core.positions import Position
 from mechsafety.core.sites import ResidualSite
 from mechsafety.data.chat_template import ChatFormat
-from mechsafety.effects.ablation import addition, zero_ablation
+from mechsafety.effects.ablation import ZeroAblation, addition, zero_ablation
 from mechsafety.effects.scores import first_token_logits
-from mechsafety.effects.selection import Candidates, Trial, make_trial, select_direction
+from mechsafety.effects.selection import (
+    Candidates,
+    Trial,
+    make_trial,
+    score_candidates,
+    select_direction,
+)
 from mechsafety.effects.selection_rule import SelectionFilters, choose, kept
 from mechsafety.metrics.kl import kl_divergence
 from mechsafety.metrics.refusal_score import refusal_score
@@ -90,6 +96,26 @@ def test_the_winner_of_both_modes_is_the_choice_from_the_exhaustive_table(
     assert full.scores.bypass[:, full.chosen[0], full.chosen[1]].mean() < clean - 1
     # What the fast mode did not need, it did not compute.
     assert fast.scores.bypass.isnan().sum() > full.scores.bypass.isnan().sum()
+
+
+def test_candidates_score_the_same_together_and_alone(
+    found: tuple[Model, Trial, Candidates], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, trial, candidates = found
+    together = score_candidates(model, trial, candidates)
+    passes: list[str] = []
+
+    def watched(weights: Tensor) -> ZeroAblation:
+        passes.append("alone")
+        return ZeroAblation(weights)
+
+    monkeypatch.setattr("mechsafety.effects.selection.ZeroAblation", watched)
+    monkeypatch.setattr("mechsafety.effects.selection.FULL", 0)
+    alone = score_candidates(model, trial, candidates)
+    assert len(passes) == int(candidates.real.sum())
+    for one, other in ((together.bypass, alone.bypass), (together.kl, alone.kl)):
+        assert one.std(dim=1).max() > 1e-2
+        assert torch.allclose(one, other, atol=1e-5)
 
 
 def test_filters_that_nothing_passes_leave_no_winner_in_either_mode(

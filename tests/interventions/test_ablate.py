@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mechsafety.core.errors import SubspaceError
-from mechsafety.interventions.ablate import ablate, ablate_affine
+from mechsafety.interventions.ablate import ablate, ablate_affine, ablate_each
 from mechsafety.linalg.subspace import orthonormal_basis
 
 BATCH, POS, D = 3, 5, 11
@@ -139,3 +139,18 @@ def test_a_basis_without_its_dimensions_is_refused(
     activation, _ = _case(generator, 1)
     with pytest.raises(SubspaceError, match=message):
         ablate(activation, basis)
+
+
+def test_a_direction_for_each_row_is_each_rows_own_ablation(generator: torch.Generator) -> None:
+    activation = torch.randn(3, 5, D, generator=generator)
+    directions = torch.randn(3, D, generator=generator) * torch.tensor([1.0, 40.0, 0.02])[:, None]
+    found = ablate_each(activation, directions)
+    assert (found - activation).abs().max() > 0.1
+    for row in range(3):
+        expected = ablate(activation[row], directions[row : row + 1])
+        assert torch.allclose(found[row], expected, atol=1e-5)
+        # Another row's direction is left where it was.
+        other = directions[(row + 1) % 3]
+        assert (found[row] @ other).abs().max() > 1e-3
+    with pytest.raises(SubspaceError, match="1 of 2 directions"):
+        ablate_each(activation[:2], torch.stack([directions[0], torch.zeros(D)]))

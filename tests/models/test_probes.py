@@ -25,6 +25,7 @@ from tests.models.families import (
 NAMES = (
     "sites that do not fire",
     "hooked forward",
+    "last token alone",
     "residual contributions",
     "residual stream",
     "bridge logits",
@@ -193,7 +194,7 @@ def test_probing_at_lower_precision_allows_its_rounding() -> None:
     assert report.failed == ()
     parity = {p.name: p for p in report.probes}
     assert parity["bridge logits"].tolerance > 1e-2
-    assert max(p.value for p in report.probes[1:8]) > 1e-3  # which float32 would not excuse
+    assert max(p.value for p in report.probes[1:9]) > 1e-3  # which float32 would not excuse
 
 
 def test_a_model_without_template_is_probed_as_far_as_it_goes() -> None:
@@ -212,4 +213,4 @@ def test_sequential_neox_blocks_have_a_middle() -> None:
     model = open_model(GPTNeoXForCausalLM(config).eval())
     assert not model.wiring.anatomy.parallel
     assert model.probes is not None
-    assert "sequential" in model.probes.probes[2].detail
+    assert "sequential" in model.probes.probes[3].detail

@@ -201,6 +201,26 @@ def test_whatever_watches_the_last_block_sees_all_of_its_columns(family: str, st
     torch.testing.assert_close(moved, everything[:, -1], atol=1e-5, rtol=1e-5)
 
 
+def test_an_edit_of_each_token_by_itself_lets_the_last_block_compute_one() -> None:
+    model, batch = Model(tiny("llama"), None, None), batch_of("left")
+    site = ResidualSite(LAST, "mlp_out")
+
+    def doubled(x: Tensor) -> Tensor:
+        widths_seen.append(x.shape[1])
+        return 2 * x
+
+    widths_seen: list[int] = []
+    with torch.inference_mode():
+        clean = model.forward(batch)
+        with intervene(model, {site: doubled}):
+            expected = model.forward(batch)
+        with intervene(model, {site: doubled}, tokenwise=True):
+            found = model.forward(batch)
+    assert (expected - clean).abs().max() > 0.01
+    assert widths_seen == [batch.ids.shape[1], 1]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_heads_gradients_and_right_padding_have_all_columns(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
