@@ -12,6 +12,7 @@ from mechsafety.linalg.typed import linalg
 from mechsafety.metrics.matched_controls import label_permutations
 from mechsafety.metrics.resampling import Resampling
 from mechsafety.studies.locating.measured import Causal, Measured, estimates
+from mechsafety.studies.locating.rows import add_estimate, add_range
 from mechsafety.studies.locating.words import EFFECT_UNIT, POINTWISE, SCORE_UNIT, place
 
 
@@ -42,14 +43,8 @@ def map_table(causal: Causal) -> Table:
         estimate = estimates(scores, sample)
         for s, site in enumerate(found.candidates.sites):
             for p, position in enumerate(found.candidates.positions):
-                table.add(
-                    metric,
-                    float(estimate.value[p, s]),
-                    n=estimate.n,
-                    unit=unit,
-                    interval=estimate.interval(p, s),
-                    position=position,
-                    **place(site),
+                add_estimate(
+                    table, metric, estimate, (p, s), unit, {"position": position, **place(site)}
                 )
     for score in ("bypass", "induce"):
         null, search = found.null(score), found.searched(score)
@@ -63,14 +58,12 @@ def map_table(causal: Causal) -> Table:
                 position=found.control_position,
                 **place(site),
             )
-            table.add(
+            add_range(
+                table,
                 f"{score}_effect_controls",
-                float(null[:, s].mean()),
-                n=len(null),
-                unit="change in log-odds of a refusal token (controls)",
-                interval=(float(null[:, s].min()), float(null[:, s].max())),
-                position=found.control_position,
-                **place(site),
+                null[:, s],
+                "change in log-odds of a refusal token",
+                {"position": found.control_position, **place(site)},
             )
     return table
 

@@ -9,6 +9,7 @@ from mechsafety.core.result import Dimension, Table
 from mechsafety.metrics.resampling import percentile_interval
 from mechsafety.studies.locating.intervals import around
 from mechsafety.studies.locating.measured import Sample, Winner, estimates, searched
+from mechsafety.studies.locating.rows import add_estimate, add_range
 from mechsafety.studies.locating.winner_tables import add_scores
 from mechsafety.studies.locating.words import EFFECT_UNIT, POINTWISE, SCORE_UNIT
 
@@ -30,14 +31,7 @@ def windows_table(winner: Winner) -> Table:
     search = searched(direction.value, controls)
     for column, (first, last) in enumerate(found.tried):
         at: dict[str, Dimension] = {"first": first, "last": last}
-        table.add(
-            "effect",
-            float(direction.value[column]),
-            n=direction.n,
-            unit=EFFECT_UNIT,
-            interval=direction.interval(column),
-            **at,
-        )
+        add_estimate(table, "effect", direction, (column,), EFFECT_UNIT, at)
         table.add(
             "share",
             float(direction.value[column]) / full if full > 0 else None,
@@ -47,14 +41,7 @@ def windows_table(winner: Winner) -> Table:
             **at,
         )
         drawn = controls[:, column]
-        table.add(
-            "effect_controls",
-            float(drawn.mean()),
-            n=len(drawn),
-            unit="change in log-odds of a refusal token (controls)",
-            interval=(float(drawn.min()), float(drawn.max())),
-            **at,
-        )
+        add_range(table, "effect_controls", drawn, "change in log-odds of a refusal token", at)
         table.add(
             "adjusted_p",
             float(search.p[column]),
@@ -80,14 +67,7 @@ def positions_table(winner: Winner) -> Table:
     )
     estimate = estimates(found.by_position, winner.evaluate.harmful)
     for column, position in enumerate(found.positions):
-        table.add(
-            "effect",
-            float(estimate.value[column]),
-            n=estimate.n,
-            unit=EFFECT_UNIT,
-            interval=estimate.interval(column),
-            position=position,
-        )
+        add_estimate(table, "effect", estimate, (column,), EFFECT_UNIT, {"position": position})
     return table
 
 
@@ -116,23 +96,9 @@ def doses_table(winner: Winner) -> Table:
                     "layer": layer,
                     "dose": sign * dose if dose else 0.0,
                 }
-                table.add(
-                    "refusal_score",
-                    float(direction.value[row, column]),
-                    n=direction.n,
-                    unit=SCORE_UNIT,
-                    interval=direction.interval(row, column),
-                    **at,
-                )
+                add_estimate(table, "refusal_score", direction, (row, column), SCORE_UNIT, at)
                 drawn = controls[:, row, column]
-                table.add(
-                    "refusal_score_controls",
-                    float(drawn.mean()),
-                    n=len(drawn),
-                    unit="log-odds of a refusal token (controls)",
-                    interval=(float(drawn.min()), float(drawn.max())),
-                    **at,
-                )
+                add_range(table, "refusal_score_controls", drawn, "log-odds of a refusal token", at)
         for column, dose in enumerate(winner.doses):
             everywhere = controls[:, :, column]
             table.add(
@@ -148,15 +114,13 @@ def doses_table(winner: Winner) -> Table:
         winner.induced.direct - winner.clean.harmless[:, None], winner.evaluate.harmless
     )
     for layer in range(winner.induced.direct.shape[1]):
-        table.add(
+        add_estimate(
+            table,
             "direct_logit_effect",
-            float(direct.value[layer]),
-            n=direct.n,
-            unit=EFFECT_UNIT,
-            interval=direct.interval(layer),
-            prompts="harmless",
-            layer=layer,
-            dose=winner.doses[len(winner.doses) // 2],
+            direct,
+            (layer,),
+            EFFECT_UNIT,
+            {"prompts": "harmless", "layer": layer, "dose": winner.doses[len(winner.doses) // 2]},
         )
     return table
 
@@ -207,23 +171,15 @@ def writers_table(winner: Winner) -> Table:
             _add_gap(table, one.harmful, one.harmless, winner.evaluate, form)
         if others:
             gaps = torch.stack([a.harmful.mean() - a.harmless.mean() for a in others])
-            table.add(
+            add_range(
+                table,
                 "score_gap_controls",
-                float(gaps.mean()),
-                n=len(gaps),
-                unit="harmful − harmless refusal score (controls)",
-                interval=(float(gaps.min()), float(gaps.max())),
-                form=form,
+                gaps,
+                "harmful − harmless refusal score",
+                {"form": form},
             )
             shared = torch.tensor([a.overlap for a in others], dtype=torch.float64)
-            table.add(
-                "overlap_controls",
-                float(shared.mean()),
-                n=len(shared),
-                unit="share of the top writers (controls)",
-                interval=(float(shared.min()), float(shared.max())),
-                form=form,
-            )
+            add_range(table, "overlap_controls", shared, "share of the top writers", {"form": form})
     return table
 
 
@@ -271,23 +227,9 @@ def second_table(winner: Winner) -> Table:
         ("effect_both", clean - found.both),
     ):
         estimate = estimates(effect, sample)
-        table.add(
-            metric,
-            float(estimate.value),
-            n=estimate.n,
-            unit=EFFECT_UNIT,
-            interval=(float(estimate.low), float(estimate.high)),
-            **where,
-        )
+        add_estimate(table, metric, estimate, (), EFFECT_UNIT, where)
     drawn = (clean[None] - found.controls).mean(1)
-    table.add(
-        "effect_controls",
-        float(drawn.mean()),
-        n=len(drawn),
-        unit="change in log-odds of a refusal token (controls)",
-        interval=(float(drawn.min()), float(drawn.max())),
-        **where,
-    )
+    add_range(table, "effect_controls", drawn, "change in log-odds of a refusal token", where)
     if found.independence is not None:
         for name, value in zip(
             ("first_from_second", "second_from_first"), found.independence, strict=True

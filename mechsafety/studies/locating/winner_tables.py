@@ -12,6 +12,7 @@ from mechsafety.judges.rates import rates
 from mechsafety.metrics.resampling import Resampling
 from mechsafety.studies.locating.map_tables import cosines
 from mechsafety.studies.locating.measured import Causal, Winner, estimates
+from mechsafety.studies.locating.rows import add_estimate, add_range
 from mechsafety.studies.refusal_proxy import VALID, proxy_auc, proxy_word
 
 
@@ -106,14 +107,12 @@ def _add_cell(
     ):
         if drawn is None or not len(drawn):
             continue
-        table.add(
+        add_range(
+            table,
             metric,
-            float(drawn.mean()),
-            n=len(drawn),
-            unit="mean over controls; the interval is their range (controls)",
-            interval=(float(drawn.min()), float(drawn.max())),
-            prompts=side,
-            **at,
+            drawn,
+            "mean over controls; the interval is their range",
+            {"prompts": side, **at},
         )
 
 
@@ -127,15 +126,7 @@ def _add_mean(
     at: Mapping[str, Dimension],
 ) -> None:
     found = estimates(values, sample)
-    table.add(
-        metric,
-        float(found.value),
-        n=found.n,
-        unit=f"{unit} (prompts)",
-        interval=(float(found.low), float(found.high)),
-        prompts=side,
-        **at,
-    )
+    add_estimate(table, metric, found, (), f"{unit} (prompts)", {"prompts": side, **at})
 
 
 def add_scores(
