@@ -590,21 +590,6 @@ def mean_differences(setting: Setting, sides: Sequence[TokenizedPrompts]) -> Can
     return Candidates(tuple(map(str, positions)), sites, means[0] - means[1])
 
 
-def refuse_nothing_to_remove(told: Mapping[str, Any]) -> None:
-    """Raise where the chosen mean difference is zero, as it is at layer 0.
-
-    Raises:
-        DegenerateDirectionError: Says so.
-    """
-    if not told["norm"] > 0:
-        raise DegenerateDirectionError(
-            f"choosing a direction: the lowest bypass, {told['bypass']:.3f}, is that of position "
-            f"{told['position']}, layer {told['layer']}, where the classes have one mean, so that "
-            f"no other candidate lowers refusal. {told['filters']} Loosen --filters, or take a "
-            "model that refuses."
-        )
-
-
 def answers(
     setting: Setting, pairs: PromptPairs, vector: Tensor, site: ResidualSite, length: int
 ) -> dict[str, Any]:
@@ -680,7 +665,6 @@ def procedure(options: argparse.Namespace) -> int:
         told = describe(setting, found, trial, [len(side) for side in (*train, *val)])
         if found.chosen is not None and data.test is not None:
             vector, site = candidates.at(*found.chosen), candidates.sites[found.chosen[1]]
-            refuse_nothing_to_remove(told)
             told["answers"] = answers(setting, data.test, vector, site, options.max_new_tokens)
     finally:
         model.close()
@@ -695,10 +679,10 @@ def describe(
     """The choice as flat numbers."""
     ids = trial.refusal_ids
     means = {name: scores.mean(0) for name, scores in vars(found.scores).items()}
-    present = torch.ones_like(means["kl"], dtype=torch.bool)
+    real = found.candidates.real
     n_layers = setting.model.dims.n_layers
     n_positions = len(found.candidates.positions)
-    why = discarded(found.filters, n_layers, means["induce"], means["kl"], means["bypass"], present)
+    why = discarded(found.filters, n_layers, means["induce"], means["kl"], means["bypass"], real)
     names = ("train harmful", "train harmless", "validation harmful", "validation harmless")
     told: dict[str, Any] = {
         "refusal_tokens": list(setting.refusal_ids),
