@@ -181,6 +181,9 @@ SCORE_TOLERANCES: Final = {"bypass": 0.7, "induce": 0.7, "kl": 0.02}
 chose the same direction: twice that, and more for the KL, which rounding of bfloat16 moves."""
 DRAWING_SEED: Final = 42
 NOT_SCORED: Final = " NaN is a score that was not needed: an earlier filter had discarded its row."
+NO_DIRECTION: Final = (
+    " Those kept are of layer 0, where the classes have one mean: there is no direction to ablate."
+)
 
 
 @dataclass(frozen=True)
@@ -679,10 +682,13 @@ def describe(
     """The choice as flat numbers."""
     ids = trial.refusal_ids
     means = {name: scores.mean(0) for name, scores in vars(found.scores).items()}
-    real = found.candidates.real
+    # Counted as published: with layer 0, whose differences at template tokens are zero.
+    everything = torch.ones_like(found.candidates.real)
     n_layers = setting.model.dims.n_layers
     n_positions = len(found.candidates.positions)
-    why = discarded(found.filters, n_layers, means["induce"], means["kl"], means["bypass"], real)
+    why = discarded(
+        found.filters, n_layers, means["induce"], means["kl"], means["bypass"], everything
+    )
     names = ("train harmful", "train harmless", "validation harmful", "validation harmless")
     told: dict[str, Any] = {
         "refusal_tokens": list(setting.refusal_ids),
@@ -695,7 +701,9 @@ def describe(
         "n_positions": n_positions,
         "n_layers": n_layers,
         "kept": why.kept,
-        "filters": why.explain() + (NOT_SCORED if found.mode == "winner" else ""),
+        "filters": why.explain()
+        + (NOT_SCORED if found.mode == "winner" else "")
+        + (NO_DIRECTION if why.kept and found.chosen is None else ""),
         "position": None,
         "layer": None,
     }

@@ -403,9 +403,9 @@ def test_where_only_a_zero_direction_is_kept_it_is_not_taken_for_one(
     code, found, told = run_model(
         script, capsys, folder, *files, *SMALL, *still, "--refusal-tokens", "40", "--all-prompts"
     )
-    assert (code, found["position"], found["kept"]) == (1, None, 0)
-    # Twelve places, of which the three of layer 0 have no direction.
-    assert "0 of 9 candidates are kept" in told
+    assert (code, found["position"], found["kept"]) == (1, None, 3)
+    assert "3 of 12 candidates are kept" in told
+    assert "layer 0, where the classes have one mean" in told
 
 
 def test_a_choice_that_differs_from_table_5_is_named_and_the_exit_code_is_1(
