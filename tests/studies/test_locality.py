@@ -129,6 +129,24 @@ def test_a_dose_of_nothing_is_the_unedited_model_at_every_layer(causal_run: Ran)
         assert max(abs((row.value or 0) - clean) for row in moved) > 0.01
 
 
+def test_adding_the_direction_makes_refusals_and_subtracting_it_unmakes_them(
+    ssft: Ran, from_files: Ran
+) -> None:
+    for run in (ssft, from_files):
+        clean = {
+            side: run.value("winner", "refusal_score", form="none", prompts=side)
+            for side in ("harmful", "harmless")
+        }
+        assert clean["harmful"] > 0 > clean["harmless"]
+        added = [run.value("winner", "refusal_score", form="add", dose=dose) for dose in (1.0, 2.0)]
+        assert min(added) > clean["harmless"] + 5
+        at = {"layer": run.winner.site.layer}
+        more = run.value("doses", "refusal_score", prompts="harmless", dose=0.4, **at)
+        less = run.value("doses", "refusal_score", prompts="harmful", dose=-0.4, **at)
+        assert more > clean["harmless"] + 2
+        assert less < clean["harmful"] - 2
+
+
 def test_the_shares_of_all_writers_add_up_to_the_whole(causal_run: Ran) -> None:
     shares = causal_run.rows("writers", "share")
     assert sum(row.value or 0 for row in shares) == pytest.approx(1, abs=1e-9)
