@@ -15,6 +15,7 @@ from mechsafety.organisms.sources import study_prompts
 from mechsafety.studies.arms import ORGANISM_NOTE, let_go
 from mechsafety.studies.locating.causing import causes
 from mechsafety.studies.locating.claims import check_layers
+from mechsafety.studies.locating.completions import keep_completions
 from mechsafety.studies.locating.figures import figures
 from mechsafety.studies.locating.findings import finding
 from mechsafety.studies.locating.frame import Frame, ask_of
@@ -45,6 +46,7 @@ def run(config: Config, context: Context) -> Result:
         measured = causes(frame, measured)
     finally:
         let_go()
+    keep_completions(frame, measured)
     with context.stage("findings"):
         found = [finding(claim, measured) for claim in config.findings]
     return Result(

@@ -84,6 +84,8 @@ class Ran:
     separated: Measured
     """Before anything causal was asked."""
     measured: Measured
+    kept: Mapping[str, list[Mapping[str, Any]]]
+    """Completions that a run could keep."""
     opened: list[Model] = field(default_factory=list[Model])
     """Models that were opened in this process, in order."""
 
@@ -143,7 +145,8 @@ def ran(config: locality.Config, folders: Mapping[str, Path], tmp: Path) -> Ran:
         patch.setattr(arms, "open_arm", open_arm)
         context = InlineContext(tmp, {name: str(folder) for name, folder in folders.items()})
         result = locality.run(config, context)
-    return Ran(config, result, kept["frame"], kept["separated"], kept["measured"], opened)
+    studied = kept["frame"], kept["separated"], kept["measured"]
+    return Ran(config, result, *studied, context.kept, opened)
 
 
 def numbers(result: Result) -> list[tuple[object, ...]]:

@@ -221,6 +221,31 @@ def test_ablating_the_direction_of_all_prompts_is_measured_on_prompts_that_did_n
     assert winner.windows.select.shape[1] == len(causal_run.causal.map.clean.harmful)
 
 
+def test_every_answer_can_be_kept_with_its_prompt_and_the_verdict_that_was_counted(
+    ssft: Ran, compliant: Ran, from_files: Ran
+) -> None:
+    assert compliant.kept.keys() == {"answers"}
+    for run in (ssft, from_files):
+        third = run.frame.prompts.pairs["evaluate"]
+        clean = [
+            line
+            for line in run.kept["winner"]
+            if line["form"] == "none" and line["prompts"] == "harmful"
+        ]
+        assert [line["prompt"] for line in clean] == [prompt.id for prompt in third.first]
+        refused = [line["verdict"] == "refused" for line in clean]
+        tokens = run.config.evaluate.max_new_tokens
+        rate = run.value("winner", f"refusal_rate@{tokens}tok", form="none", prompts="harmful")
+        assert sum(refused) / len(refused) == rate > 0
+        assert all("sorry" in line["text"] for line in clean)
+        # Clean, zero, affine and two additions, which only harmless prompts get.
+        assert len(run.kept["winner"]) == 3 * len(third.first) + 5 * len(third.second)
+    answered = sum(len(found.texts) for found in ssft.measured.read.answers.values())
+    assert len(ssft.kept["answers"]) == answered
+    instructions = {p.instruction for side in third.sets for p in side}
+    assert not any(line["text"] in instructions for line in run.kept["winner"])
+
+
 # --- invariances ---------------------------------------------------------------------------------
 
 

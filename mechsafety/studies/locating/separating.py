@@ -50,6 +50,15 @@ def sources_of(config: LocalitySettings, prompts: StudyPrompts) -> dict[str, Pro
     return found
 
 
+def wrapped_prompts(config: LocalitySettings) -> dict[str, PromptSet]:
+    """Prompts that fill the off-diagonal of harm × behavior; none for files."""
+    if not isinstance(config.prompts, OrganismPairs) or not config.localize.two_by_two_n:
+        return {}
+    n, preset = config.localize.two_by_two_n, config.prompts.preset
+    world = behavior_sets(n, config.seed, preset=preset)
+    return {name: world[name] for name in WRAPPED}
+
+
 def read_models(frame: Frame, folders: Mapping[str, str]) -> tuple[Read, Read | None]:
     """The model and its base, side by side."""
     config, prompts = frame.config, frame.prompts
@@ -57,12 +66,7 @@ def read_models(frame: Frame, folders: Mapping[str, str]) -> tuple[Read, Read | 
     sets = {"harmful": fit.first, "harmless": fit.second}
     for source, pairs in sources_of(config, prompts).items():
         sets |= {f"{source}/harmful": pairs.first, f"{source}/harmless": pairs.second}
-    wrapped: dict[str, PromptSet] = {}
-    if isinstance(config.prompts, OrganismPairs) and config.localize.two_by_two_n:
-        world = behavior_sets(
-            config.localize.two_by_two_n, config.seed, preset=config.prompts.preset
-        )
-        wrapped = {name: world[name] for name in WRAPPED}
+    wrapped = wrapped_prompts(config)
     job = ReadJob(
         asked=frame.asked,
         sets=sets | wrapped,

@@ -74,7 +74,8 @@ def test_every_claim_about_the_winner_says_whether_the_score_stands_in_for_the_j
     upside_down = replace(clean, harmful=clean.harmless, harmless=clean.harmful)
     wrong = replace(ssft.winner.evaluated, scores=upside_down)
     again = finding(claim_of(ssft, found.id), without(ssft, evaluated=wrong))
-    assert any(note.startswith("Proxy unvalidated. AUC") for note in again.notes)
+    assert any(note.startswith("Proxy unvalidated. ") for note in again.notes)
+    assert not any("unvalidated" in note for note in found.notes)
 
 
 def test_claims_about_the_map_rest_on_its_own_split(ssft: Ran) -> None:
