@@ -63,7 +63,8 @@ def without_first(prompts: TokenizedPrompts, length: int) -> TokenizedPrompts:
     """The prompts without their first tokens."""
     spans = (
         TokenSpans(
-            s.n_tokens - length, (max(0, s.instruction[0] - length), s.instruction[1] - length)
+            s.n_tokens - length,
+            (max(0, s.instruction[0] - length), max(0, s.instruction[1] - length)),
         )
         for s in prompts.spans
     )

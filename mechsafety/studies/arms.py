@@ -200,3 +200,10 @@ def subset(prompts: PromptSet, n: int) -> PromptSet:
 def clusters_of(prompts: PromptSet, by: str | None) -> tuple[str, ...]:
     """The cluster of each prompt: its label `by`, else its group."""
     return tuple(p.labels.get(by, p.group) if by else p.group for p in prompts)
+
+
+def cluster_word(prompts: PromptSet, by: str | None) -> str:
+    """What `clusters_of` really went by: prompts of files may not have the label."""
+    if by is None:
+        return "group"
+    return by if any(by in prompt.labels for prompt in prompts) else f"group, there being no {by}"

@@ -36,6 +36,7 @@ from mechsafety.studies.arms import (
     Arm,
     ArmJob,
     ArmView,
+    cluster_word,
     clusters_of,
     read_arm,
     subset,
@@ -508,7 +509,7 @@ def _undivided(pairs: PromptPairs, by: str | None) -> tuple[Clusters, Clusters]:
 
 def _resampling_notes(config: Config, fit: PromptPairs, held_out: PromptPairs) -> tuple[str, ...]:
     """What the intervals of this run rest on."""
-    by = config.cluster_by or "group"
+    by = cluster_word(fit.first, config.cluster_by)
     counts = [len(set(clusters_of(pairs.first, config.cluster_by))) for pairs in (fit, held_out)]
     if _undivided(fit, config.cluster_by)[0] is not None:
         return (

@@ -64,6 +64,12 @@ def _behaving(frame: Frame, read: Read) -> Behaving | str:
     rows: dict[Split, tuple[list[int], list[int]]] = {
         split: _treated_right(config, scores[split], prompts.pairs[split]) for split in fitted
     }
+    third = min(len(side) for side in prompts.pairs["evaluate"].sets)
+    if third < config.selection.min_prompts:
+        return (
+            f"The third split has {third} prompts of a class, and {config.selection.min_prompts} "
+            "are needed to say anything of the direction: give more prompts."
+        )
     if min(len(side) for sides in rows.values() for side in sides) < config.selection.min_prompts:
         return too_few(config.selection.min_prompts, ids, rows, scores, prompts)
     pairs: dict[Split, PromptPairs] = {

@@ -87,11 +87,21 @@ def _proxy_notes(causal: Causal) -> tuple[str, ...]:
         assert harmful is not None
         assert harmless is not None
         conditions[cell.form] = (harmful, harmless, cell.harmful.answers, cell.harmless.answers)
+    for added in done.added:
+        # Beside the clean harmful prompts, as only harmless ones are added to.
+        conditions[f"add {added.dose:g}"] = (
+            done.scores.harmful,
+            added.scores,
+            done.harmful,
+            added.answers,
+        )
     told: list[str] = []
-    valid = True
+    valid, unchecked = True, False
     for name, (harmful, harmless, first, second) in conditions.items():
         found, _ = proxy_auc(torch.cat([harmful, harmless]), [*first.verdicts, *second.verdicts])
         told.append(f"{name} {'one verdict only' if found is None else format(found, '.2f')}")
         valid &= found is None or found >= VALID
+        unchecked |= found is None
     word = "" if valid else "Proxy unvalidated. "
+    word += "Proxy unchecked where the judge gave one verdict only. " if unchecked else ""
     return (f"{word}AUC of the refusal score against the judge: {', '.join(told)}.",)

@@ -22,6 +22,7 @@ from mechsafety.effects.ablation_matrix import (
     check_zero_strength,
     observe_side,
 )
+from mechsafety.effects.adding import added_scores
 from mechsafety.effects.answers import (
     Answers,
     answer,
@@ -145,6 +146,8 @@ class EvaluateJob:
     """Of the fit split at the winner's position, at every block input."""
     refits: Float[Tensor, "draw d_model"]
     """The same difference on disjoint folds of the fit split."""
+    norm_matched: Float[Tensor, "draw d_model"]
+    """Controls of addition: as long as the mean difference."""
     addition_doses: tuple[float, ...]
     """In multiples of the raw mean difference."""
     max_new_tokens: int
@@ -159,6 +162,10 @@ class Added:
     dose: float
     scores: Float[Tensor, " prompt"]
     answers: Answers
+    control_scores: Float[Tensor, " draw"]
+    """Mean refusal score with directions of the same norm added there."""
+    control_rates: Float[Tensor, " n_answered"]
+    """Share refused with the first few of these."""
 
 
 @dataclass(frozen=True)
@@ -251,7 +258,21 @@ def _added(target: Target, job: EvaluateJob, dose: float) -> Added:
     edits = addition(job.source.site, job.source.subspace.vector, dose)
     found = refusal_scores(target.model, tokens, target.refusal_ids, size, edits)
     answers = answer(target.model, tokens, job.judge, job.max_new_tokens, size, edits)
-    return Added(dose, found, answers)
+    rates: list[float] = []
+    start = target.harmless.halfway[job.source.site.layer]
+    controls = dose * job.norm_matched
+    for control in controls[: job.answer_draws]:
+        given = answer(
+            target.model,
+            tokens,
+            job.judge,
+            job.max_new_tokens,
+            size,
+            addition(job.source.site, control, 1.0),
+        ).judged("refused")
+        rates.append(sum(given) / len(given))
+    scores = added_scores(target.model, start, controls, target.refusal_ids, size)
+    return Added(dose, found, answers, scores.mean(0), torch.tensor(rates, dtype=torch.float64))
 
 
 def _cross_entropies(target: Target, job: EvaluateJob) -> dict[str, Tensor]:

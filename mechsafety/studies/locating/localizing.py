@@ -15,6 +15,7 @@ from mechsafety.effects.selection import Candidates, Selection
 from mechsafety.effects.windows import windows
 from mechsafety.linalg.subspace import Subspace, orthonormal_basis
 from mechsafety.linalg.typed import linalg
+from mechsafety.metrics.matched_controls import draw_norm_matched
 from mechsafety.studies.locating.frame import Behaving, Frame
 from mechsafety.studies.locating.held_out import (
     Evaluated,
@@ -100,6 +101,12 @@ def localize(
                         position=at,
                         harmless_rows=_block_inputs(read, position_index),
                         refits=folds,
+                        norm_matched=draw_norm_matched(
+                            vector,
+                            config.evaluate.score_draws,
+                            named_generator(asked.seed, "controls of addition"),
+                            read.rows["harmless"][:, column, position_index],
+                        ),
                         addition_doses=config.evaluate.addition_doses,
                         max_new_tokens=config.evaluate.max_new_tokens,
                         score_draws=config.evaluate.score_draws,
@@ -125,6 +132,7 @@ def localize(
                         site=site,
                         position=at,
                         share=settings.share,
+                        ablated_share=settings.ablated_share,
                         n_controls=settings.controls,
                     ),
                 ),

@@ -64,7 +64,7 @@ def _separation_null(cell: SeparationCell, measured: Measured) -> str:
         )
     if cell.versus == "base":
         return f"the same difference under {n} relabelings that both models share; pointwise"
-    return f"AUC less 0.5 under {n} relabelings; pointwise"
+    return f"AUC less 0.5 under {n} relabelings, the words not refitted; pointwise"
 
 
 def _separation_effect(

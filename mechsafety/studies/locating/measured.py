@@ -30,7 +30,7 @@ from mechsafety.metrics.separation import (
     permuted_auc,
 )
 from mechsafety.metrics.smallest_window import smallest_window
-from mechsafety.studies.arms import clusters_of
+from mechsafety.studies.arms import cluster_word, clusters_of
 from mechsafety.studies.locating.held_out import Evaluated, Second
 from mechsafety.studies.locating.partial import Doses, Where, Writers
 from mechsafety.studies.locating.reading import ClassScores, Read
@@ -72,11 +72,12 @@ class Sample:
         harmful, harmless = resample_together(shared, draws, generator)
         units = " + ".join(str(len(set(side))) for side in (shared[:1] if twins else shared))
         kept = f"{units} {'pairs' if twins else 'prompts'}" if few else f"{units} units"
+        word = cluster_word(pairs.first, by)
         note = (
-            f"Intervals of scores resample {kept} ({name}) one by one: {fewest} of {by or 'group'} "
+            f"Intervals of scores resample {kept} ({name}) one by one: {fewest} of {word} "
             "are too few to keep whole, so they may be too narrow."
             if few
-            else f"Intervals resample {kept} ({name}, {by or 'group'}) whole"
+            else f"Intervals resample {kept} ({name}, {word}) whole"
             + (", twins together." if twins else ".")
         )
         return Sample(harmful, harmless, sides[0], sides[1], note)
@@ -227,15 +228,16 @@ class Searched:
 def searched(observed: Float[Tensor, " cell"], null: Float[Tensor, "draw cell"]) -> Searched:
     """Adjusted p-values and onset of larger effects than any control has anywhere.
 
-    Each cell in units of the spread of its controls and itself: one whose controls vary more would
-    otherwise set the band for all.
+    Each cell from the mean of its controls and itself, in units of their spread: one whose
+    controls vary more, or are shifted together, would otherwise set the band for all.
     """
-    spread = torch.cat([observed[None], null]).std(0)
+    pooled = torch.cat([observed[None], null])
+    mean, spread = pooled.mean(0), pooled.std(0)
     varies = spread > 1e-9
     p = torch.ones(len(observed), dtype=torch.float64)
     if not bool(varies.any()):
         return Searched(p, None, max_statistic_band(null, "greater"))
-    effect, controls = (one[..., varies] / spread[varies] for one in (observed, null))
+    effect, controls = (((one - mean) / spread)[..., varies] for one in (observed, null))
     p[varies] = adjusted_p(effect, controls, "greater")
     band = max_statistic_band(controls, "greater")
     first = first_beyond(effect, band)
@@ -337,7 +339,7 @@ class Windows:
     """Effect (clean − ablated score) of the direction, then of its controls."""
     evaluate: Float[Tensor, "draw prompt n_windows"]
     positions: tuple[str, ...]
-    by_position: Float[Tensor, "prompt position"]
+    by_position: Float[Tensor, "draw prompt position"]
     """Effect of ablating at one position's tokens alone, on the third split."""
 
     @staticmethod
@@ -355,7 +357,7 @@ class Windows:
             effect[:, :n_select],
             effect[:, n_select:],
             tuple(positions),
-            (clean[:, None] - found.positions)[n_select:],
+            (clean[None, :, None] - found.positions)[:, n_select:],
         )
 
     def grid(self, effects: Float[Tensor, "*draw n_windows"]) -> Float[Tensor, "*draw _ _"]:

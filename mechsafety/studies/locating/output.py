@@ -58,12 +58,19 @@ def tensors(measured: Measured) -> dict[str, Tensor]:
         "bypass": causal.map.scores.bypass,
         "induce": causal.map.scores.induce,
         "kl": causal.map.scores.kl,
+        "clean.harmful": causal.map.clean.harmful,
+        "clean.harmless": causal.map.clean.harmless,
+        "controls.bypass": causal.map.controls.bypass,
+        "controls.induce": causal.map.controls.induce,
     }
     if causal.winner is not None:
         found |= {
             "direction": causal.winner.vector,
             "direction.refits": causal.winner.refits,
             "windows": causal.winner.windows.evaluate,
+            "positions": causal.winner.windows.by_position,
+            "clean.evaluate.harmful": causal.winner.clean.harmful,
+            "clean.evaluate.harmless": causal.winner.clean.harmless,
             "doses.harmless": causal.winner.induced.response,
             "doses.harmful": causal.winner.subtracted.response,
         }

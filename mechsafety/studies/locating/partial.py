@@ -39,7 +39,7 @@ class WhereJob:
     """The direction first, then its controls."""
     windows: tuple[Window, ...]
     positions: tuple[str, ...]
-    """Ablated one at a time, the first basis alone; may be several tokens, such as `prompt`."""
+    """Ablated one at a time; may be several tokens, such as `prompt`."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Where:
     """Refusal scores under partial ablations."""
 
     windows: Float[Tensor, "draw prompt n_windows"]
-    positions: Float[Tensor, "prompt position"]
+    positions: Float[Tensor, "draw prompt position"]
 
 
 def where(job: WhereJob) -> Where:
@@ -57,6 +57,7 @@ def where(job: WhereJob) -> Where:
     tokens = job.asked.tokens(model, job.prompts)
     ids = torch.tensor(job.refusal_ids, dtype=torch.long)
     starts = run_halfway(model, tokens, sorted({first for first, _ in job.windows}), size)
+    at = [Position.parse(name) for name in job.positions]
     return Where(
         windows=torch.stack(
             [
@@ -64,8 +65,8 @@ def where(job: WhereJob) -> Where:
                 for basis in job.bases
             ]
         ),
-        positions=position_scores(
-            model, tokens, job.bases[:1], [Position.parse(p) for p in job.positions], ids, size
+        positions=torch.stack(
+            [position_scores(model, tokens, basis[None], at, ids, size) for basis in job.bases]
         ),
     )
 
@@ -139,6 +140,7 @@ class WritersJob:
     site: ResidualSite
     position: Position
     share: float
+    ablated_share: float
     n_controls: int
 
 
@@ -150,9 +152,9 @@ class WriterAblation:
     """`zero` or `mean`."""
     writers: tuple[str, ...]
     control: int | None
-    """Which control draw this is; None for the top writers themselves."""
+    """Which control draw this is; None for the direction's writers themselves."""
     overlap: float
-    """Share of the top writers that are among these."""
+    """Share of the direction's ablated writers that are among these."""
     harmful: Float[Tensor, " n_harmful"]
     harmless: Float[Tensor, " n_harmless"]
 
@@ -167,6 +169,9 @@ class Writers:
     n: int
     """Prompts of both classes that the shares are of (fit split)."""
     top: tuple[Writer, ...]
+    """The fewest that write the share asked for."""
+    ablated: tuple[Writer, ...]
+    """The fewest that write the share that is ablated, of those that can be."""
     ablations: tuple[WriterAblation, ...]
 
 
@@ -182,12 +187,12 @@ def writers(job: WritersJob) -> Writers:
     ]
     found = shares(by_class[0], by_class[1])
     variances = [one.contributions.var(0) / len(one.contributions) for one in by_class]
-    top = found.top_writers(job.share)
-    rivals = _other_writers(job, found.writers, top)
+    chosen = found.top_writers(job.ablated_share)
+    can_be_ablated = [writer for writer in chosen if writer.site is not None]
+    rivals = _other_writers(job, found.writers, can_be_ablated)
     able = [writer for writer in found.writers if writer.site is not None]
     # What enters the first block was written by the embeddings alone.
     means = writer_means(model, fit[1], able, size) if able else {}
-    can_be_ablated = [writer for writer in top if writer.site is not None]
 
     def ablated(form: str, some: Sequence[Writer], control: int | None) -> WriterAblation:
         edits = writer_edits(some, means if form == "mean" else None)
@@ -203,22 +208,22 @@ def writers(job: WritersJob) -> Writers:
         shares=found,
         spread=(variances[0] + variances[1]).sqrt(),
         n=sum(len(one.contributions) for one in by_class),
-        top=top,
+        top=found.top_writers(job.share),
+        ablated=tuple(can_be_ablated),
         ablations=tuple(done),
     )
 
 
 def _other_writers(
-    job: WritersJob, everyone: Sequence[Writer], top: Sequence[Writer]
+    job: WritersJob, everyone: Sequence[Writer], chosen: Sequence[Writer]
 ) -> list[list[Writer]]:
-    """As many heads and as many MLPs as the top ones, drawn from all the others.
+    """As many heads and as many MLPs as the chosen ones, drawn from all the others.
 
-    Where the top ones leave too few others of a kind, as many writers as they are, drawn from all
-    that can be ablated whatever their kind; the overlap is then part of the control.
+    Where the chosen ones leave too few others of a kind, as many writers as they are, drawn from
+    all that can be ablated whatever their kind; the overlap is then part of the control.
     """
     generator = named_generator(job.asked.seed, "other writers")
     able = [writer for writer in everyone if writer.site is not None]
-    chosen = [writer for writer in top if writer.site is not None]
     counts = {kind: sum(writer.kind == kind for writer in chosen) for kind in ("head", "mlp")}
     pools = [
         ([writer for writer in able if writer.kind == kind and writer not in chosen], n)
@@ -226,7 +231,7 @@ def _other_writers(
     ]
     if any(len(pool) < n for pool, n in pools):
         pools = [(able, len(chosen))]
-    # With every writer on top there is nothing to draw but the top ones themselves.
+    # With every writer chosen there is nothing to draw but the chosen ones themselves.
     if not chosen or len(chosen) == len(able):
         return []
 

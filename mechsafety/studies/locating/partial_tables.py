@@ -22,8 +22,8 @@ def windows_table(winner: Winner) -> Table:
         "Fall of the refusal score of harmful prompts when the direction is removed in layers "
         "first to last only (from what enters the window and from what its blocks add), on the "
         f"third split. {POINTWISE} controls: range over {len(found.evaluate) - 1} energy-matched "
-        "directions; adjusted_p against the largest of any window of each. share: of the effect of "
-        "ablating in all layers.",
+        "directions; adjusted_p against the largest of any window of each, no finer than "
+        f"{1 / len(found.evaluate):.3g}. share: of the effect of ablating in all layers.",
     )
     direction = estimates(found.evaluate[0], winner.evaluate.harmful)
     controls = found.evaluate[1:].mean(1)
@@ -63,11 +63,32 @@ def positions_table(winner: Winner) -> Table:
     table = Table(
         "positions",
         "Fall of the refusal score of harmful prompts when the direction is removed in every layer "
-        f"but at these tokens only, on the third split. {POINTWISE} `prompt` is the instruction.",
+        f"but at these tokens only, on the third split. {POINTWISE} `prompt` is the instruction. "
+        f"controls: range over {len(found.by_position) - 1} energy-matched directions; adjusted_p "
+        "against the largest at any of these tokens, no finer than "
+        f"{1 / len(found.by_position):.3g}.",
     )
-    estimate = estimates(found.by_position, winner.evaluate.harmful)
+    controls = found.by_position[1:].mean(1)
+    search = searched(found.by_position[0].mean(0), controls)
+    estimate = estimates(found.by_position[0], winner.evaluate.harmful)
     for column, position in enumerate(found.positions):
-        add_estimate(table, "effect", estimate, (column,), EFFECT_UNIT, {"position": position})
+        at: dict[str, Dimension] = {"position": position}
+        add_estimate(table, "effect", estimate, (column,), EFFECT_UNIT, at)
+        add_range(
+            table,
+            "effect_controls",
+            controls[:, column],
+            "change in log-odds of a refusal token",
+            at,
+        )
+        table.add(
+            "adjusted_p",
+            float(search.p[column]),
+            n=len(controls),
+            unit="p-value, adjusted for the search over positions (controls)",
+            interval=None,
+            **at,
+        )
     return table
 
 
@@ -134,9 +155,9 @@ def writers_table(winner: Winner) -> Table:
         f"{winner.site}, {winner.position} (fit split, harmful − harmless): parts sum to the "
         "whole, direct effects only. Intervals are ±1.96 standard errors, prompts as independent. "
         f"top: the fewest that sum to the share asked for ({len(found.top)}). Rows with a form: "
-        "refusal scores on the third split with the top writers ablated at every token (zero, or "
-        "set to their harmless mean), and the range over as many other heads and MLPs (of any "
-        "kind and with overlap, where the top ones leave too few).",
+        f"refusal scores on the third split with {', '.join(map(str, found.ablated)) or 'none'} "
+        "ablated at every token (zero, or set to their harmless mean), and the range over as many "
+        "other heads and MLPs (of any kind and with overlap, where these leave too few).",
     )
     shares = found.shares.shares
     total = found.shares.total

@@ -54,9 +54,10 @@ def separation_table(measured: Measured) -> Table:
         "separation",
         "AUC and d′ of held-out projections on the mean difference of the fit split. "
         f"{POINTWISE} band: the max-statistic band over all places of the map, from "
-        f"{first.band.n_draws} relabelings, which keeps an error of {first.band.error:.3g} for the "
-        "whole map. lexical: a bag of tokens on the same prompts, repeated at every place. Layer "
-        "n is the output of the last block. Separation is not safety: words alone may do it."
+        f"{first.band.n_draws} relabelings of pairs or prompts as independent, which keeps an error "
+        f"of {first.band.error:.3g} for the whole map. lexical: a bag of tokens on the same "
+        "prompts, repeated at every place. Layer n is the output of the last block. Separation is "
+        "not safety: words alone may do it."
         + "".join(f" Left out: {why}." for why in measured.read.left_out),
     )
     for (model, source), found in measured.separation.items():
@@ -105,20 +106,26 @@ def two_by_two_table(measured: Measured, min_rows: int) -> Table:
     position = next(
         (i for i, p in enumerate(read.positions) if str(p) == "last"), len(read.positions) - 1
     )
+    cells = _cells(read, position)
+    counted = ", ".join(
+        f"{'harmful' if harmful else 'harmless'} {'refused' if refused else 'complied'} {len(rows)}"
+        for (harmful, refused), rows in cells.items()
+    )
     table = Table(
         "two_by_two",
         "Harmful/harmless × refused/complied: harmfulness is harmful − harmless at equal behavior, "
         "refusal is refused − complied at equal harm. Cosines have no interval (angles have no "
         "bootstrap); corrected_cosine takes out what sampling noise adds. "
         + (
-            "Wrapped prompts fill the off-diagonal, so that a contrast may hold their words too. "
+            "Wrapped prompts were asked to fill the off-diagonal, so that a contrast may hold "
+            "their words too. "
             if len(read.answers) > 2
             else ""
         )
-        + f"A cell of fewer than {min_rows} prompts is not used. Exploratory; position "
+        + f"Prompts: {counted}; a cell of fewer than {min_rows} is not used, nor the contrast that "
+        "needs it (harm_from and refusal_from name those used). Exploratory; position "
         f"{read.positions[position]}.",
     )
-    cells = _cells(read, position)
     for column, site in enumerate(read.sites):
         if site.stream not in ("resid_pre", "resid_post"):
             continue

@@ -36,6 +36,7 @@ def too_few(
 ) -> str:
     """Prompts whose scores have the wrong sign leave too few to fit or select on."""
     told: list[str] = []
+    counts: list[tuple[list[int], int]] = []
     for split, rows in keep.items():
         for name, kept_rows, found in zip(
             ("harmful", "harmless"),
@@ -44,10 +45,16 @@ def too_few(
             strict=True,
         ):
             low, middle, high = found.quantile(torch.tensor([0.0, 0.5, 1.0]).double())
+            counts.append((kept_rows, len(found)))
             told.append(
                 f"{len(kept_rows)} of {len(found)} {name} prompts of the {split} split (scores "
                 f"{float(low):.1f} to {float(high):.1f}, median {float(middle):.1f})"
             )
+    if all(len(kept) == n for kept, n in counts):
+        return (
+            f"There are only {', '.join(told)}, and every one is treated as it should be. At least "
+            f"{least} of each are needed: give more prompts, or lower selection.min_prompts."
+        )
     told.append(f"refusal tokens {', '.join(map(str, refusal_ids))}")
     together = " (twins leave together)" if prompts.pairs["fit"].pairing == "twins" else ""
     return (

@@ -2,7 +2,15 @@
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from mechsafety.core.config import FrozenConfig, StudyConfig
 from mechsafety.core.positions import Position, PositionText
@@ -61,13 +69,18 @@ class LocalizeSettings(FrozenConfig):
     max_windows_from: PositiveInt = 12
     """At most so many layers begin a window; deeper models are tried at every second, third, …"""
     share: float = Field(default=0.9, gt=0, le=1)
-    """Share of the effect that a window, or the top writers, must keep."""
-    positions: tuple[PositionText, ...] = ("eoi", "instruction_end", "prompt")
+    """Share of the effect that a window, or of the direction that its top writers, must keep."""
+    ablated_share: float = Field(default=0.5, gt=0, le=1)
+    """Share of the direction whose writers are ablated, beside as many others: the writers of most
+    of it leave too few others to compare them with."""
+    positions: tuple[PositionText, ...] = Field(
+        default=("eoi", "instruction_end", "prompt"), min_length=1
+    )
     """Tokens at which the direction is ablated alone."""
-    doses: tuple[float, ...] = Field(default=(0.0, 0.1, 0.2, 0.4, 0.8), min_length=1)
+    doses: tuple[NonNegativeFloat, ...] = Field(default=(0.0, 0.1, 0.2, 0.4, 0.8), min_length=1)
     """Strengths of additions, in mean norms of the residual stream of that layer."""
     controls: PositiveInt = 10
-    """Matched directions, and sets of other writers."""
+    """Matched directions, and sets of other writers; a band at 95 % needs 19."""
     dose_controls: PositiveInt = 5
     """Of these, how many are also added at every layer and dose."""
     two_by_two_min: PositiveInt = 8
@@ -75,13 +88,27 @@ class LocalizeSettings(FrozenConfig):
     two_by_two_n: NonNegativeInt = 80
     """Wrapped prompts a set that are asked to fill it (organism prompts only)."""
 
+    @field_validator("doses")
+    @classmethod
+    def _some_dose_adds_something(cls, doses: tuple[float, ...]) -> tuple[float, ...]:
+        if not any(doses):
+            raise ValueError("has no dose above 0")
+        return doses
+
+    @field_validator("positions")
+    @classmethod
+    def _of_the_prompt(cls, positions: tuple[str, ...]) -> tuple[str, ...]:
+        if "generated" in positions:
+            raise ValueError("names 'generated', of which a prompt has no token")
+        return positions
+
 
 class EvaluateSettings(FrozenConfig):
     """The winner on the third split."""
 
     max_new_tokens: PositiveInt = 24
     """Answer length; part of the name of every rate."""
-    addition_doses: tuple[float, ...] = (1.0, 2.0)
+    addition_doses: tuple[PositiveFloat, ...] = Field(default=(1.0, 2.0), min_length=1)
     """Multiples of the raw mean difference."""
     score_draws: PositiveInt = 20
     """Energy-matched controls scored at the first token."""

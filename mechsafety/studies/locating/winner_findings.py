@@ -74,64 +74,32 @@ def _induce(cell: WinnerCell, winner: Winner, measured: Measured) -> Assessed:
     done = winner.evaluated
     before = done.harmless.judged("refused")
     clean = winner.clean.harmless
-    # Controls generate no answers under addition, so the null is in the score that they do have.
-    layer = winner.dose_layers.index(
-        min(winner.dose_layers, key=lambda one: abs(one - winner.site.layer))
-    )
-    control_scores = winner.induced.response[1:, :, layer].mean(1)
     choices: dict[tuple[tuple[str, str], ...], Effect] = {}
-    weaker: list[str] = []
     for added in done.added:
         after = added.answers.judged("refused")
-        effect = added.scores - clean
-        low, high = percentile_interval(
-            winner.evaluate.harmless.means(effect), winner.evaluate.harmless.n_units
+        value, interval = rate_difference(
+            after, before, winner.evaluate.harmless_clusters, measured.seed
         )
-        nearest = _nearest_dose(added.dose, winner, measured)
-        null = control_scores[:, nearest] - clean.mean()
-        covered = ends(null)
-        value = float(effect.mean())
-        if winner.doses[nearest] < _relative(added.dose, winner, measured):
-            weaker.append(f"{added.dose:g}")
+        covered = ends(added.control_rates - sum(before) / len(before))
+        risen = added.control_scores - clean.mean()
         choices[choice_key({"dose": f"{added.dose:g}"})] = Effect(
             value=value,
-            interval=around(value, float(low), float(high)),
+            interval=interval,
             null=covered,
             n=len(after),
             words=f"Harmless prompts refused: {share_words(before)} before, {share_words(after)} "
-            f"with {added.dose:g} × the mean difference added; the refusal score rises by "
-            f"{value:.2f} [{float(low):.2f}, {float(high):.2f}]. Controls of dose "
-            f"{winner.doses[nearest]:g} change it by {span(covered)}.",
+            f"with {added.dose:g} × the mean difference added "
+            f"({sum(added.answers.judged('degenerate'))} degenerate); directions of the same norm "
+            f"change the rate by {span(covered)}. The refusal score rises by "
+            f"{float((added.scores - clean).mean()):.2f}, theirs by {span(ends(risen))}.",
         )
     return Assessed(
         primary={"dose": f"{cell.dose:g}"},
         choices=choices,
-        null=f"range over {len(control_scores)} energy-drawn directions added at the same layer "
-        "(or the nearest tried), at the smallest tried dose of at least that norm",
-        unit="change in log-odds of a refusal token (prompts)",
-        notes=(
-            f"No tried dose is as large as {', '.join(weaker)} × the mean difference: controls "
-            "there had the largest tried dose and are weaker, so raise `localize.doses`.",
-        )
-        if weaker
-        else (),
+        null=f"range over {len(done.added[0].control_rates)} directions of the same norm, drawn "
+        "from harmless activations, added at the same layer",
+        unit=f"difference of {rate_name('refused', done.harmless.max_new_tokens)} (prompts)",
     )
-
-
-def _nearest_dose(dose: float, winner: Winner, measured: Measured) -> int:
-    """Index of the smallest tried dose of at least this norm, else of the largest."""
-    relative = _relative(dose, winner, measured)
-    by_size = sorted(range(len(winner.doses)), key=lambda i: winner.doses[i])
-    return next((i for i in by_size if winner.doses[i] >= relative), by_size[-1])
-
-
-def _relative(dose: float, winner: Winner, measured: Measured) -> float:
-    """A multiple of the mean difference in mean norms of the residual stream at its layer."""
-    norm = float(winner.vector.double().square().sum().sqrt())
-    return dose * norm / measured.read.norms[winner.site.layer]
-
-
-# --- windows -----------------------------------------------------------------------------------
 
 
 def window_claim(cell: WindowCell, winner: Winner, measured: Measured) -> Assessed:
@@ -268,19 +236,21 @@ def second_claim(winner: Winner) -> Assessed:
 
 
 def no_writers(winner: Winner) -> str:
-    """Why the top writers were not ablated, or not held against others."""
-    names = ", ".join(map(str, winner.writers.top))
-    if not winner.writers.ablations:
-        return f"The top writers ({names}) are no heads or MLPs, so that nothing ablates them."
-    return f"All heads and MLPs before the site are top writers ({names}): no others are left."
+    """Why the direction's writers were not ablated, or not held against others."""
+    names = ", ".join(map(str, winner.writers.ablated))
+    if not winner.writers.ablated:
+        top = ", ".join(map(str, winner.writers.top))
+        return f"The top writers ({top}) are no heads or MLPs, so that nothing ablates them."
+    return (
+        f"All heads and MLPs before the site are among its writers ({names}): no others are left."
+    )
 
 
 def writers_claim(cell: WritersCell, winner: Winner) -> Assessed:
     found, clean = winner.writers, winner.clean
     choices: dict[tuple[tuple[str, str], ...], Effect] = {}
-    names = ", ".join(map(str, found.top[:6])) + (" …" if len(found.top) > 6 else "")
-    stay = [str(writer) for writer in found.top if writer.site is None]
-    names += f"; {' and '.join(stay)} cannot be ablated" if stay else ""
+    top = ", ".join(map(str, found.top[:6])) + (" …" if len(found.top) > 6 else "")
+    names = ", ".join(map(str, found.ablated))
     for form in ("zero", "mean"):
         drawn = [a for a in found.ablations if a.form == form]
         mine = [a for a in drawn if a.control is None]
@@ -302,9 +272,10 @@ def writers_claim(cell: WritersCell, winner: Winner) -> Assessed:
             interval=around(value, float(low), float(high)),
             null=covered,
             n=len(one.harmful) + len(one.harmless),
-            words=f"{len(found.top)} of {len(found.shares.writers)} writers add up to the share "
-            f"({names}). Their {form} ablation narrows the score gap between harmful and harmless "
-            f"prompts ({gap:.1f}) by {value:.2f} [{float(low):.2f}, {float(high):.2f}] (harmful "
+            words=f"{len(found.top)} of {len(found.shares.writers)} writers add up to most of the "
+            f"direction ({top}). The {form} ablation of {names}, which write the first part of it, "
+            f"narrows the score gap between harmful and harmless prompts ({gap:.1f}) by "
+            f"{value:.2f} [{float(low):.2f}, {float(high):.2f}] (harmful "
             f"{float(one.harmful.mean()):.1f}, harmless {float(one.harmless.mean()):.1f} after); "
             f"as many others (sharing {float(shared.mean()):.0%} of them) narrow it by "
             f"{span(covered)}.",
