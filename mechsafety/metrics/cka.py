@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mechsafety.core.errors import ActivationError
 from mechsafety.metrics.spectral_intervals import Jackknifed, LeaveOut
-from mechsafety.metrics.spectrum import gram_matrix, refuse_non_finite
+from mechsafety.metrics.spectrum import centered_gram, gram_matrix, refuse_non_finite
 
 Estimator = Literal["biased", "unbiased"]
 
@@ -43,7 +43,7 @@ def cka(
             or do not vary.
     """
     grams = _grams(first, second)
-    return _cosine(centered_gram(grams[0], estimator), centered_gram(grams[1], estimator))
+    return _cosine(hsic_gram(grams[0], estimator), hsic_gram(grams[1], estimator))
 
 
 def jackknifed_cka(
@@ -74,8 +74,7 @@ def jackknifed_cka(
         )
     subsets = [torch.ones_like(kept[0]) > 0, *(kept > 0)]
     values = [
-        _cosine(*(centered_gram(gram[keep][:, keep], estimator) for gram in grams))
-        for keep in subsets
+        _cosine(*(hsic_gram(gram[keep][:, keep], estimator) for gram in grams)) for keep in subsets
     ]
     return Jackknifed(
         value=values[0],
@@ -88,7 +87,7 @@ def jackknifed_cka(
     )
 
 
-def centered_gram(
+def hsic_gram(
     gram: Float[Tensor, "prompt prompt"], estimator: Estimator
 ) -> Float[Tensor, "prompt prompt"]:
     r"""The Gram matrix whose products with another's are HSIC up to a factor.
@@ -109,8 +108,7 @@ def centered_gram(
         )
     wide = gram.double()
     if estimator == "biased":
-        by_row = wide.mean(dim=1, keepdim=True)
-        return wide - by_row - by_row.mT + wide.mean()
+        return centered_gram(wide)
     wide = wide - wide.diagonal().diag()
     by_row = wide.sum(dim=1, keepdim=True) / (n - 2)
     centered = wide - by_row - by_row.mT + wide.sum() / ((n - 1) * (n - 2))

@@ -54,8 +54,8 @@ def separation_table(measured: Measured) -> Table:
         "separation",
         "AUC and d′ of held-out projections on the mean difference of the fit split. "
         f"{POINTWISE} band: the max-statistic band over all places of the map, from "
-        f"{first.band.n_draws} relabelings of pairs or prompts as independent, which keeps an error "
-        f"of {first.band.error:.3g} for the whole map. lexical: a bag of tokens on the same "
+        f"{first.band.n_draws} relabelings of pairs or prompts as independent, which keeps an "
+        f"error of {first.band.error:.3g} for the whole map. lexical: a bag of tokens on the same "
         "prompts, repeated at every place. Layer n is the output of the last block. Separation is "
         "not safety: words alone may do it."
         + "".join(f" Left out: {why}." for why in measured.read.left_out),

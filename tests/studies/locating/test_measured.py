@@ -150,7 +150,8 @@ def windowed(by_layer: Sequence[float]) -> Windows:
     clean = torch.arange(n, dtype=torch.float64)
     scores = clean[None, :, None].repeat(N_DRAWS, 1, len(tried))
     scores[0] -= effects
-    positions = clean[:, None] - torch.tensor([1.0, 2.0], dtype=torch.float64)
+    positions = clean[None, :, None] - torch.zeros(N_DRAWS, 1, 2, dtype=torch.float64)
+    positions[0] -= torch.tensor([1.0, 2.0], dtype=torch.float64)
     return Windows.of(Where(scores, positions), tried, ("eoi[-2]", "last"), clean, N_SELECT)
 
 
@@ -161,7 +162,8 @@ def test_prompts_that_choose_a_window_come_before_those_that_measure_it() -> Non
     whole = found.tried.index((0, N_LAYERS - 1))
     torch.testing.assert_close(found.evaluate[0][:, whole], torch.full((N_EVALUATE,), 4.0).double())
     assert not bool(found.evaluate[1:].any())
-    assert found.by_position.tolist() == [[1.0, 2.0]] * N_EVALUATE
+    assert found.by_position[0].tolist() == [[1.0, 2.0]] * N_EVALUATE
+    assert not bool(found.by_position[1:].any())
 
 
 def test_the_smallest_window_is_the_shortest_with_the_share_asked_for() -> None:

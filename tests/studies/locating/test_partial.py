@@ -33,12 +33,13 @@ def job() -> WritersJob:
         site=ResidualSite(3, "resid_pre"),
         position=Position("last"),
         share=0.9,
+        ablated_share=0.5,
         n_controls=N_CONTROLS,
     )
 
 
 def test_others_are_as_many_of_each_kind_and_none_of_the_top(job: WritersJob) -> None:
-    top = [HEADS[0], HEADS[7], MLPS[1], EMBEDDING]
+    top = [HEADS[0], HEADS[7], MLPS[1]]
     rivals = _other_writers(job, ALL, top)
     assert len(rivals) == N_CONTROLS
     for rival in rivals:
@@ -55,7 +56,7 @@ def test_where_a_kind_runs_out_others_are_of_any_kind_and_may_overlap(job: Write
     assert any(writer.kind == "head" for rival in rivals for writer in rival)
 
 
-@pytest.mark.parametrize("top", [[], [EMBEDDING], [*HEADS, *MLPS]])
+@pytest.mark.parametrize("top", [[], [*HEADS, *MLPS]])
 def test_with_nothing_to_ablate_or_nothing_else_left_there_are_no_others(
     job: WritersJob, top: list[Writer]
 ) -> None:

@@ -31,7 +31,7 @@ def planted(winner: Winner, by_layer: Sequence[float], noise: float = 0.0) -> Wi
     sway = noise * torch.linspace(-1, 1, n, dtype=torch.float64)[:, None]
     each = (effects + sway)[None].repeat(1 + N_CONTROLS, 1, 1)
     each[1:] = 0.1 * by_layer[0]
-    found = Windows(tuple(tried), each, each, (), torch.zeros(n, 0).double())
+    found = Windows(tuple(tried), each, each, (), torch.zeros(1 + N_CONTROLS, n, 0).double())
     return replace(winner, windows=found)
 
 
@@ -96,26 +96,25 @@ def test_windows_longer_than_asked_for_are_not_taken_for_short_ones(ssft: Ran) -
 # --- addition ------------------------------------------------------------------------------------
 
 
-def test_controls_of_an_addition_are_as_large_or_the_reader_is_told(ssft: Ran) -> None:
+def test_an_addition_is_judged_by_answers_and_not_by_the_score(ssft: Ran) -> None:
     cell = WinnerCell(test="winner", effect="induce", dose=1.0)
-    norm = float(ssft.winner.vector.norm()) / ssft.measured.read.norms[ssft.winner.site.layer]
-    n = len(ssft.winner.doses)
-    assert n == 2
-    # In any order: the smallest that is at least as large is the one to compare with.
-    for doses, nearest, weaker in (
-        ((0.0, 2.5 * norm), 1, ()),
-        ((2.5 * norm, 0.0), 0, ()),
-        ((2.5 * norm, 3 * norm), 0, ()),
-        ((0.0, 1.5 * norm), 1, ("2",)),
-        ((0.5 * norm, 0.0), 0, ("1", "2")),
-    ):
-        winner = replace(ssft.winner, doses=doses)
-        assessed = winner_claim(cell, winner, ssft.measured)
-        assert f"Controls of dose {doses[nearest]:g}" in assessed.choices[("dose", "1"),].words
-        told = [note for note in assessed.notes if "as large as" in note]
-        assert len(told) == bool(weaker)
-        if weaker:
-            assert f"as large as {', '.join(weaker)} ×" in told[0]
+    key = (("dose", "1"),)
+    done = ssft.winner.evaluated
+    added = next(one for one in done.added if one.dose == 1.0)
+    n = len(added.answers.verdicts)
+    found = winner_claim(cell, ssft.winner, ssft.measured).choices[key]
+    before = sum(done.harmless.judged("refused")) / n
+    assert found.value == pytest.approx(sum(added.answers.judged("refused")) / n - before)
+    assert found.null == pytest.approx(
+        (float(added.control_rates.min()) - before, float(added.control_rates.max()) - before)
+    )
+    # A model that only babbles refuses nothing, whatever its first token's odds.
+    babble = replace(added.answers, verdicts=("degenerate",) * n)
+    raised = replace(added, answers=babble, scores=added.scores + 100)
+    winner = replace(ssft.winner, evaluated=replace(done, added=(raised,)))
+    nothing = winner_claim(cell, winner, ssft.measured).choices[key]
+    assert nothing.value <= 0
+    assert f"({n} degenerate)" in nothing.words
 
 
 # --- writers -------------------------------------------------------------------------------------
@@ -161,5 +160,5 @@ def test_without_others_left_the_reader_is_told_so(ssft: Ran) -> None:
     alone = replace(ssft.winner, writers=replace(found, ablations=own))
     assert not writers_claim(WritersCell(test="writers"), alone).choices
     assert "no others are left" in no_writers(alone)
-    none = replace(ssft.winner, writers=replace(found, ablations=()))
+    none = replace(ssft.winner, writers=replace(found, ablated=(), ablations=()))
     assert "nothing ablates them" in no_writers(none)
