@@ -234,9 +234,15 @@ def run(options: argparse.Namespace) -> int:
     found: dict[str, Any] = dict(zip(("position", "layer"), chosen or (None, None), strict=True))
     print(json.dumps(found | {"kept": told.kept}))
     if chosen is None:
+        guessed = (
+            f" The depth, {n_layers}, is that of the table's last layer: give --n-layers if the "
+            "model is deeper."
+            if options.n_layers is None and told.layer
+            else ""
+        )
         say(
-            f"no direction is chosen: {told.explain()} Loosen a filter, or check on the prompts "
-            "and refusal tokens of this table whether its model refuses at all."
+            f"no direction is chosen: {told.explain()}{guessed} Loosen a filter, or check on the "
+            "prompts and refusal tokens of this table whether its model refuses at all."
         )
         return 1
     return compare(table, chosen, filters == SelectionFilters() and n_layers == table.n_layers)
