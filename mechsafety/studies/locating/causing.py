@@ -1,7 +1,7 @@
 """From a read model to what its directions cause."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -34,6 +34,11 @@ from mechsafety.studies.locating.reading import (
 from mechsafety.studies.locating.refusing import no_refusals, too_few
 from mechsafety.studies.locating.settings import LocalitySettings
 
+ROUNDING: Final = 1e-3
+"""Most that two ways to the same mean score may differ in float32, in log-odds or nats."""
+HALF_ROUNDING: Final = 0.25
+"""As above, in half precision."""
+
 
 def causes(frame: Frame, measured: Measured) -> Measured:
     """Map what directions cause, choose one and locate it; or say why that cannot be asked."""
@@ -41,7 +46,7 @@ def causes(frame: Frame, measured: Measured) -> Measured:
     if isinstance(found, str):
         return replace(measured, why_not=found)
     causal_map, selection = _map(frame, measured.read, found)
-    _check_same_choice(causal_map, selection)
+    _check_same_scores(causal_map, selection, measured.read.identity.get("dtype", "float32"))
     if selection.chosen is None:
         causal = Causal(causal_map, selection, found.refusal_ids, None)
         return replace(measured, causal=causal, why_not=causal_map.discarded(selection).explain())
@@ -170,12 +175,21 @@ def _controls(
     )
 
 
-def _check_same_choice(causal_map: CausalMap, selection: Selection) -> None:
-    """The fast search and the complete map must agree, or one of them is wrong."""
-    table = causal_map.choice(selection)
-    if table != (selection.chosen or (-1, -1)):
-        raise SelfCheckError(
-            f"choosing the direction: the search found {selection.chosen} and the complete table "
-            f"{table} (position, layer). Scores within rounding of a threshold can do this; "
-            "otherwise it is a fault of mechsafety."
-        )
+def _check_same_scores(causal_map: CausalMap, selection: Selection, dtype: str) -> None:
+    """What the search scored, the map has scored too: the two must agree but for rounding.
+
+    Scores and not choices are compared, since a tie may fall to either side of rounding.
+    """
+    tolerance = ROUNDING if dtype == "float32" else HALF_ROUNDING
+    columns = [causal_map.candidates.sites.index(site) for site in selection.candidates.sites]
+    for name in ("bypass", "induce", "kl"):
+        searched: Tensor = getattr(selection.scores, name).mean(0)
+        mapped: Tensor = getattr(causal_map.scores, name).mean(0)[:, columns]
+        known = searched.isfinite()
+        off = float((searched - mapped)[known].abs().max()) if bool(known.any()) else 0.0
+        if not off <= tolerance:
+            raise SelfCheckError(
+                f"choosing the direction: the search and the complete map differ by {off:.3g} in "
+                f"the mean {name} of a candidate, where {tolerance:g} could be rounding in "
+                f"{dtype}. Both compute the same thing, so one of them is wrong."
+            )

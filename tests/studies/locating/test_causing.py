@@ -8,7 +8,7 @@ import torch
 from mechsafety.core.errors import SelfCheckError
 from mechsafety.studies.arms import let_go
 from mechsafety.studies.locating.causing import (
-    _check_same_choice,
+    _check_same_scores,
     _control_position,
     _selected,
     _treated_right,
@@ -81,13 +81,18 @@ def test_twins_leave_together_and_lists_apart(ssft: Ran, from_files: Ran) -> Non
         assert [p.id for p in chosen.second] == [pairs.second.prompts[i].id for i in kept[1]]
 
 
-def test_a_search_that_disagrees_with_the_table_is_reported_as_ours(ssft: Ran) -> None:
-    _check_same_choice(ssft.causal.map, ssft.causal.selection)
-    position, layer = ssft.causal.selection.chosen or (-1, -1)
-    for wrong in (None, (position, layer - 1)):
-        forged = replace(ssft.causal.selection, chosen=wrong)
-        with pytest.raises(SelfCheckError, match="the complete table"):
-            _check_same_choice(ssft.causal.map, forged)
+def test_a_search_whose_scores_are_not_those_of_the_map_fails_the_run(ssft: Ran) -> None:
+    found, selection = ssft.causal.map, ssft.causal.selection
+    scored = selection.scores.bypass.isfinite()
+    assert int(scored.sum()) > 0
+    _check_same_scores(found, selection, "float32")
+    for name in ("bypass", "induce", "kl"):
+        moved = {name: getattr(selection.scores, name) + 0.01}
+        forged = replace(selection, scores=replace(selection.scores, **moved))
+        with pytest.raises(SelfCheckError, match=f"mean {name} of a candidate"):
+            _check_same_scores(found, forged, "float32")
+        # Rounding of half precision moves scores by more than that.
+        _check_same_scores(found, forged, "bfloat16")
 
 
 def test_controls_match_at_the_position_that_was_asked_for(ssft: Ran) -> None:
