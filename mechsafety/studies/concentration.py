@@ -379,7 +379,9 @@ def _attack_job(
         judge=judge,
         settings=config.attack,
         pairs=pairs,
-        sources=tuple(sources),
+        sources=tuple(
+            s for s in sources if s.arm == view.arm or s.subspace.k in config.attack.cross_ranks
+        ),
         harmless_rows=rows,
         refusal_ids=config.refusal_tokens
         if config.refusal_tokens is not None
