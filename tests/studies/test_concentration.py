@@ -167,7 +167,9 @@ def test_the_matrix_holds_every_source_in_every_target_in_both_forms(result: Res
         tuple(r.dimensions[k] for k in ("source", "target", "form", "rank", "layer"))
         for r in edited
     }
-    assert len(keys) == len(edited) == 2 * 2 * 2 * 2 * 2
+    # Rank 1 of every arm in every arm, rank 2 in its own alone; two forms and two layers each.
+    assert len(keys) == len(edited) == (2 * 2 + 2) * 2 * 2
+    assert all(source == target for source, target, _, rank, _ in keys if rank == 2)
     affine = rows(
         ablation, "refusal_rate@24tok_harmful", source="ssft", target="ssft", form="affine", rank=1
     )
