@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 
 from mechsafety.core.config import parse_config
-from mechsafety.core.errors import InputError, MechsafetyError, SampleError, did_you_mean
+from mechsafety.core.errors import SampleError, did_you_mean
 from mechsafety.core.progress import say
+from mechsafety.core.scripts import exit_code
 from mechsafety.effects.selection_rule import (
     NOTHING,
     Discarded,
@@ -300,14 +301,7 @@ def limit(sign: str, value: float | None) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Exit code; an error is one message."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
-    try:
-        return run(options)
-    except InputError as error:
-        say(f"error: {error}")
-        return 2
-    except MechsafetyError as error:
-        say(f"failed: {error}")
-        return 1
+    return exit_code(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -29,10 +29,9 @@ from mechsafety.activations.arm_files import ArmFile, read_arm_files
 from mechsafety.core.errors import (
     ActivationError,
     DegenerateDirectionError,
-    InputError,
-    MechsafetyError,
 )
 from mechsafety.core.progress import progress, say
+from mechsafety.core.scripts import exit_code
 from mechsafety.core.seeding import named_generator
 from mechsafety.metrics.concentration import (
     Concentration,
@@ -460,14 +459,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code; an error is one message."""
     options = parse(arguments)
     torch.set_num_threads(1)
-    try:
-        return run(options)
-    except InputError as error:
-        say(f"error: {error}")
-        return 2
-    except MechsafetyError as error:
-        say(f"failed: {error}")
-        return 1
+    return exit_code(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -44,8 +44,9 @@ from refusal_direction import check as published_geometry
 from torch import Tensor
 
 from mechsafety.activations.arm_files import ArmFile, read_arm_files
-from mechsafety.core.errors import ActivationError, InputError, MechsafetyError
+from mechsafety.core.errors import ActivationError
 from mechsafety.core.progress import progress, say
+from mechsafety.core.scripts import exit_code
 from mechsafety.core.seeding import named_generator
 from mechsafety.linalg.typed import linalg
 from mechsafety.metrics.cka import cka, jackknifed_cka
@@ -417,14 +418,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code; an error is one message."""
     options = parse(arguments)
     torch.set_num_threads(1)
-    try:
-        return run(options)
-    except InputError as error:
-        say(f"error: {error}")
-        return 2
-    except MechsafetyError as error:
-        say(f"failed: {error}")
-        return 1
+    return exit_code(lambda: run(options))
 
 
 if __name__ == "__main__":

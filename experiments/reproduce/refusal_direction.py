@@ -47,14 +47,13 @@ from mechsafety.core.config import apply_overrides, parse_config
 from mechsafety.core.errors import (
     ActivationError,
     DegenerateDirectionError,
-    InputError,
-    MechsafetyError,
     PositionError,
     PromptError,
     RecordError,
 )
 from mechsafety.core.positions import Position
 from mechsafety.core.progress import say
+from mechsafety.core.scripts import exit_code
 from mechsafety.core.sites import ResidualSite
 from mechsafety.data.chat_template import ChatFormat
 from mechsafety.data.pairs import read_pairs
@@ -63,7 +62,7 @@ from mechsafety.data.splits import SPLITS, Fractions, split_pairs
 from mechsafety.data.synthetic_language import Preset
 from mechsafety.effects.ablation import Edits, ZeroAblation, addition
 from mechsafety.effects.answers import Answers, answer, clean_answer_cross_entropy
-from mechsafety.effects.refusal_tokens import find_refusal_tokens
+from mechsafety.effects.refusal_tokens import refusal_tokens_of
 from mechsafety.effects.scores import first_token_logits
 from mechsafety.effects.selection import (
     Candidates,
@@ -523,10 +522,7 @@ def refusal_tokens(
     harmful, harmless = (
         answer(model, side, judge, max_new_tokens, setting.batch_tokens) for side in sides
     )
-    found = find_refusal_tokens(
-        list(zip(harmful.ids, harmful.verdicts, strict=True)),
-        list(zip(harmless.ids, harmless.verdicts, strict=True)),
-    )
+    found = refusal_tokens_of(harmful, harmless)
     if not found:
         counts = [f"{sum(a.judged('refused'))} of {len(a.ids)}" for a in (harmful, harmless)]
         raise DegenerateDirectionError(
@@ -863,14 +859,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code; an error is one message."""
     options = parse(arguments)
     torch.set_num_threads(1)
-    try:
-        return geometry(options) if options.geometry else procedure(options)
-    except InputError as error:
-        say(f"error: {error}")
-        return 2
-    except MechsafetyError as error:
-        say(f"failed: {error}")
-        return 1
+    return exit_code(lambda: geometry(options) if options.geometry else procedure(options))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ template (with or without the leading-space form), which empties every later fil
 from collections import Counter
 from collections.abc import Sequence
 
+from mechsafety.effects.answers import Answers
 from mechsafety.judges.phrases import Verdict
 
 
@@ -35,3 +36,9 @@ def find_refusal_tokens(
         for token, count in refusing.most_common()
         if count >= min_share * total and count > complying[token]
     )
+
+
+def refusal_tokens_of(harmful: Answers, harmless: Answers) -> tuple[int, ...]:
+    """Tokens that open a model's own refusals, of its answers to both classes."""
+    opened = [list(zip(one.ids, one.verdicts, strict=True)) for one in (harmful, harmless)]
+    return find_refusal_tokens(opened[0], opened[1])

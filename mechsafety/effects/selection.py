@@ -168,6 +168,9 @@ def score_candidates(model: Model, trial: Trial, candidates: Candidates) -> Cand
     everything = [(p, s) for p in range(len(candidates.positions)) for s in _indices(candidates)]
     induce = induce_scores(model, trial, candidates, everything)
     bypass, kl = _empty(trial.harmful, candidates), _empty(trial.harmless, candidates)
+    # Where there is no direction, ablating it changes nothing.
+    bypass[:, ~candidates.real] = refusal_score(trial.clean_harmful, trial.refusal_ids)[:, None]
+    kl[:, ~candidates.real] = 0.0
     n = len(trial.harmful)
     both = trial.harmful.beside(trial.harmless)
     for (p, s), logits in _ablated(model, both, candidates, everything, trial):
@@ -232,21 +235,15 @@ def _ablated(
     wanted: Sequence[tuple[int, int]],
     trial: Trial,
 ) -> Iterator[tuple[tuple[int, int], Float[Tensor, "prompt vocab"]]]:
-    """Logits with each wanted direction ablated everywhere; vectors that are not finite give none.
+    """Logits with each wanted direction ablated; vectors of zeros or not finite give none.
 
     Candidates share passes, each row with its own direction, where their prompts are few: passes
     are then full, and hold prompts of nearly one length. Where one candidate's prompts fill
     passes by themselves, or share a long prefix, its ablation is cheaper as edited weights.
     """
-    finite = [w for w in wanted if bool(candidates.at(*w).isfinite().all())]
-    real = [w for w in finite if bool(candidates.real[w])]
-    # The mean difference of template tokens at layer 0 is zero, and ablating it changes nothing.
-    clean = (
-        first_token_logits(model, prompts, trial.batch_tokens) if len(real) < len(finite) else None
-    )
-    for nothing in finite:
-        if nothing not in real and clean is not None:
-            yield nothing, clean
+    real = [
+        w for w in wanted if bool(candidates.real[w]) and bool(candidates.at(*w).isfinite().all())
+    ]
     tokens = sum(map(len, prompts.ids))
     alone = tokens >= FULL * model.pass_tokens(trial.batch_tokens) or model.shared_length(prompts)
     together = 1 if alone else TOGETHER

@@ -1,6 +1,6 @@
 """The arms of a comparison: how YAML names them, and what is read from each, one at a time."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -132,9 +132,9 @@ def read_arm(job: ArmJob) -> ArmView:
         for name, pairs in job.contrasts.items():
             sets[f"{name}/first"], sets[f"{name}/second"] = pairs.first, pairs.second
         tokens = {name: tokenize(model, s.prompts, job.chat) for name, s in sets.items()}
-        positions = _positions(tokens["harmful"], job.positions)
+        positions = single_positions(tokens["harmful"], job.positions)
         rows = {
-            name: _rows(model, tokenized, sites, positions, job.runtime)
+            name: read_rows(model, tokenized, sites, positions, job.runtime)
             for name, tokenized in tokens.items()
         }
 
@@ -163,7 +163,7 @@ def read_arm(job: ArmJob) -> ArmView:
         model.close()
 
 
-def _positions(tokens: TokenizedPrompts, names: tuple[str, ...]) -> tuple[Position, ...]:
+def single_positions(tokens: TokenizedPrompts, names: Sequence[str]) -> tuple[Position, ...]:
     """The single positions that were asked for; `last` is the last of `eoi` and is read once."""
     found: dict[Position, None] = {}
     for name in names:
@@ -172,13 +172,14 @@ def _positions(tokens: TokenizedPrompts, names: tuple[str, ...]) -> tuple[Positi
     return tuple(found)
 
 
-def _rows(
+def read_rows(
     model: Model,
     tokens: TokenizedPrompts,
-    sites: tuple[ResidualSite, ...],
-    positions: tuple[Position, ...],
+    sites: Sequence[ResidualSite],
+    positions: Sequence[Position],
     runtime: Runtime,
 ) -> Float[Tensor, "prompt layer position d_model"]:
+    """Activations of every prompt; the `layer` axis runs over `sites`."""
     read = collect(
         model,
         tokens,
@@ -207,3 +208,11 @@ def cluster_word(prompts: PromptSet, by: str | None) -> str:
     if by is None:
         return "group"
     return by if any(by in prompt.labels for prompt in prompts) else f"group, there being no {by}"
+
+
+def completion_lines(
+    at: Mapping[str, object], prompts: PromptSet, answers: Answers
+) -> Iterator[dict[str, object]]:
+    """Every answer with its prompt's id, for the private folder; texts of prompts stay out."""
+    for prompt, text, verdict in zip(prompts, answers.texts, answers.verdicts, strict=True):
+        yield {**at, "prompt": prompt.id, "verdict": verdict, "text": text}

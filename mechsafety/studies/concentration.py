@@ -6,7 +6,7 @@ ablating each arm's direction does in every other arm. The published claim (arXi
 that LAT holds about 75 % of the variance in two components, against about 50 % for SSFT and AT.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, cast
 
@@ -22,10 +22,9 @@ from mechsafety.core.result import Result, Table
 from mechsafety.core.seeding import derive_seed
 from mechsafety.data.chat_template import ChatFormat
 from mechsafety.data.pairs import PairsSource
-from mechsafety.data.prompts import PromptPairs, PromptSet
+from mechsafety.data.prompts import PromptPairs
 from mechsafety.effects.ablation_matrix import Source
-from mechsafety.effects.answers import Answers
-from mechsafety.effects.refusal_tokens import find_refusal_tokens
+from mechsafety.effects.refusal_tokens import refusal_tokens_of
 from mechsafety.judges.phrases import PhraseJudge
 from mechsafety.metrics.pairing import Pairing
 from mechsafety.metrics.resampling import MIN_CLUSTERS
@@ -38,6 +37,7 @@ from mechsafety.studies.arms import (
     ArmView,
     cluster_word,
     clusters_of,
+    completion_lines,
     read_arm,
     subset,
 )
@@ -398,10 +398,7 @@ def _refusal_ids(view: ArmView, views: Sequence[ArmView]) -> tuple[int, ...]:
     found: dict[int, None] = {}
     for other in views:
         if other.identity.get("tokenizer") == view.identity.get("tokenizer"):
-            ids = find_refusal_tokens(
-                list(zip(other.harmful.ids, other.harmful.verdicts, strict=True)),
-                list(zip(other.harmless.ids, other.harmless.verdicts, strict=True)),
-            )
+            ids = refusal_tokens_of(other.harmful, other.harmless)
             found |= dict.fromkeys(ids)
     return tuple(found)
 
@@ -414,26 +411,19 @@ def _keep_completions(
     training_seed: int | None,
 ) -> None:
     """Every answer with its prompt's id, for the private folder; texts of prompts stay out."""
-
-    def rows(
-        at: Mapping[str, object], side: PromptSet, answers: Answers
-    ) -> Iterator[dict[str, object]]:
-        for prompt, text, verdict in zip(side, answers.texts, answers.verdicts, strict=False):
-            yield {**at, "prompt": prompt.id, "verdict": verdict, "text": text}
-
     fit, held_out = prompts.pairs["fit"], prompts.pairs["evaluate"]
     clean = (
         row
         for view in views
         for side, answers in zip(fit.sets, (view.harmful, view.harmless), strict=True)
-        for row in rows({"arm": view.arm, "prompts": side.name}, side, answers)
+        for row in completion_lines({"arm": view.arm, "prompts": side.name}, side, answers)
     )
     ablated = (
         row
         for one in attacked
         for cell in one.cells
         for side, found in zip(held_out.sets, (cell.harmful, cell.harmless), strict=True)
-        for row in rows(
+        for row in completion_lines(
             {
                 "arm": one.arm,
                 "prompts": side.name,
@@ -442,7 +432,7 @@ def _keep_completions(
                 "form": cell.form,
                 "rank": cell.source.subspace.k,
             },
-            side,
+            subset(side, len(found.answers.texts)),
             found.answers,
         )
     )

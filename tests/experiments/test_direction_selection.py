@@ -1,12 +1,12 @@
 """The reproduce script of the choice, on planted tables and, where they are, the published ones."""
 
-import importlib.util
 import itertools
 import json
 import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,14 +24,8 @@ NOTHING = {"position": None, "layer": None, "kept": 0}
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("direction_selection", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["direction_selection"] = module
-    spec.loader.exec_module(module)
-    return module
+def script(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("direction_selection")
 
 
 def row(position: int, layer: int, bypass: Any, induce: Any, kl: Any) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """The reproduce script, on planted folders always and on the published files where they are."""
 
-import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -21,14 +21,8 @@ MASSIVE = 17
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("lat_concentration", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["lat_concentration"] = module
-    spec.loader.exec_module(module)
-    return module
+def script(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("lat_concentration")
 
 
 def planted(shift: float, burst: bool, n_harmless: int, seed: int) -> dict[str, torch.Tensor]:

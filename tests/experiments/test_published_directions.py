@@ -1,11 +1,10 @@
 """Directions across models by script: planted ones always, published ones where they are."""
 
-import importlib.util
 import json
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,16 +20,10 @@ N_HARMFUL, N_HARMLESS, WIDTH, MASSIVE = 24, 29, 60, 17
 
 
 @pytest.fixture(scope="module")
-def script() -> Iterator[ModuleType]:
+def script(load_script: Callable[[str], ModuleType]) -> Iterator[ModuleType]:
     # Run as a script it finds its neighbors by itself.
     sys.path.insert(0, str(SCRIPT.parent))
-    spec = importlib.util.spec_from_file_location("published_directions", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["published_directions"] = module
-    spec.loader.exec_module(module)
-    yield module
+    yield load_script("published_directions")
     sys.path.remove(str(SCRIPT.parent))
 
 

@@ -1,7 +1,6 @@
 """The reproduce script of the refusal direction: published geometry, and the whole procedure."""
 
 import dataclasses
-import importlib.util
 import json
 import math
 import os
@@ -26,14 +25,8 @@ RUNS = ("gemma-2b-it", "qwen-1_8b-chat")
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("refusal_direction", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["refusal_direction"] = module
-    spec.loader.exec_module(module)
-    return module
+def script(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("refusal_direction")
 
 
 def planted() -> torch.Tensor:

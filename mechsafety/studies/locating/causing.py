@@ -10,6 +10,7 @@ from mechsafety.core.errors import SelfCheckError
 from mechsafety.core.positions import Position
 from mechsafety.data.prompts import PromptPairs
 from mechsafety.data.splits import Split
+from mechsafety.effects.refusal_tokens import refusal_tokens_of
 from mechsafety.effects.selection import Candidates, Selection
 from mechsafety.studies.locating.frame import Behaving, Frame
 from mechsafety.studies.locating.localizing import localize
@@ -29,7 +30,6 @@ from mechsafety.studies.locating.reading import (
     Task,
     clean_scores,
     do,
-    refusal_tokens_of,
 )
 from mechsafety.studies.locating.refusing import no_refusals, too_few
 from mechsafety.studies.locating.settings import LocalitySettings

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from mechsafety.data.prompts import PromptSet
 from mechsafety.effects.answers import Answers
+from mechsafety.studies.arms import completion_lines
 from mechsafety.studies.locating.frame import Frame
 from mechsafety.studies.locating.measured import Measured, Winner
 from mechsafety.studies.locating.separating import wrapped_prompts
@@ -23,7 +24,7 @@ def keep_completions(frame: Frame, measured: Measured) -> None:
         (
             line
             for name, answers in measured.read.answers.items()
-            for line in _lines({"prompts": name}, sets[name], answers)
+            for line in completion_lines({"prompts": name}, sets[name], answers)
         ),
     )
     causal = measured.causal
@@ -44,10 +45,5 @@ def _of_winner(winner: Winner, harmful: PromptSet, harmless: PromptSet) -> Itera
     ]
     for at, on_harmful, on_harmless in edits:
         if on_harmful is not None:
-            yield from _lines({"prompts": "harmful", **at}, harmful, on_harmful)
-        yield from _lines({"prompts": "harmless", **at}, harmless, on_harmless)
-
-
-def _lines(at: Line, prompts: PromptSet, answers: Answers) -> Iterator[Line]:
-    for prompt, text, verdict in zip(prompts, answers.texts, answers.verdicts, strict=True):
-        yield {**at, "prompt": prompt.id, "verdict": verdict, "text": text}
+            yield from completion_lines({"prompts": "harmful", **at}, harmful, on_harmful)
+        yield from completion_lines({"prompts": "harmless", **at}, harmless, on_harmless)

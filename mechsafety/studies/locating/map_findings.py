@@ -17,7 +17,7 @@ from mechsafety.studies.claims import (
 from mechsafety.studies.locating.claims import CausalCell, SeparationCell
 from mechsafety.studies.locating.intervals import around
 from mechsafety.studies.locating.measured import Causal, Measured, Separated
-from mechsafety.studies.locating.words import place
+from mechsafety.studies.locating.words import EFFECT_UNIT, place
 
 
 def separation_claim(cell: SeparationCell, measured: Measured) -> Assessed:
@@ -168,6 +168,6 @@ def causal_claim(cell: CausalCell, causal: Causal, measured: Measured) -> Assess
         null=f"range over {len(null)} directions of the same "
         f"{'energy' if cell.score == 'bypass' else 'norm'} at that layer, "
         f"{found.control_position}",
-        unit="change in log-odds of a refusal token (prompts)",
+        unit=EFFECT_UNIT,
         notes=("Select split, conditional on the fitted directions.",),
     )

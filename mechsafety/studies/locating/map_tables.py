@@ -13,7 +13,7 @@ from mechsafety.metrics.matched_controls import label_permutations
 from mechsafety.metrics.resampling import Resampling
 from mechsafety.studies.locating.measured import Causal, Measured, estimates
 from mechsafety.studies.locating.rows import add_estimate, add_range
-from mechsafety.studies.locating.words import EFFECT_UNIT, POINTWISE, SCORE_UNIT, place
+from mechsafety.studies.locating.words import EFFECT, EFFECT_UNIT, POINTWISE, SCORE_UNIT, place
 
 
 def map_table(causal: Causal) -> Table:
@@ -62,7 +62,7 @@ def map_table(causal: Causal) -> Table:
                 table,
                 f"{score}_effect_controls",
                 null[:, s],
-                "change in log-odds of a refusal token",
+                EFFECT,
                 {"position": found.control_position, **place(site)},
             )
     return table

@@ -11,7 +11,7 @@ from mechsafety.studies.locating.intervals import around
 from mechsafety.studies.locating.measured import Sample, Winner, estimates, searched
 from mechsafety.studies.locating.rows import add_estimate, add_range
 from mechsafety.studies.locating.winner_tables import add_scores
-from mechsafety.studies.locating.words import EFFECT_UNIT, POINTWISE, SCORE_UNIT
+from mechsafety.studies.locating.words import EFFECT, EFFECT_UNIT, POINTWISE, SCORE, SCORE_UNIT
 
 
 def windows_table(winner: Winner) -> Table:
@@ -41,7 +41,7 @@ def windows_table(winner: Winner) -> Table:
             **at,
         )
         drawn = controls[:, column]
-        add_range(table, "effect_controls", drawn, "change in log-odds of a refusal token", at)
+        add_range(table, "effect_controls", drawn, EFFECT, at)
         table.add(
             "adjusted_p",
             float(search.p[column]),
@@ -78,7 +78,7 @@ def positions_table(winner: Winner) -> Table:
             table,
             "effect_controls",
             controls[:, column],
-            "change in log-odds of a refusal token",
+            EFFECT,
             at,
         )
         table.add(
@@ -119,14 +119,14 @@ def doses_table(winner: Winner) -> Table:
                 }
                 add_estimate(table, "refusal_score", direction, (row, column), SCORE_UNIT, at)
                 drawn = controls[:, row, column]
-                add_range(table, "refusal_score_controls", drawn, "log-odds of a refusal token", at)
+                add_range(table, "refusal_score_controls", drawn, SCORE, at)
         for column, dose in enumerate(winner.doses):
             everywhere = controls[:, :, column]
             table.add(
                 "refusal_score_all_controls",
                 float(everywhere.mean()),
                 n=n_controls,
-                unit="log-odds of a refusal token (controls, over all layers)",
+                unit=f"{SCORE} (controls, over all layers)",
                 interval=(float(everywhere.min()), float(everywhere.max())),
                 prompts=side,
                 dose=sign * dose if dose else 0.0,
@@ -250,7 +250,7 @@ def second_table(winner: Winner) -> Table:
         estimate = estimates(effect, sample)
         add_estimate(table, metric, estimate, (), EFFECT_UNIT, where)
     drawn = (clean[None] - found.controls).mean(1)
-    add_range(table, "effect_controls", drawn, "change in log-odds of a refusal token", where)
+    add_range(table, "effect_controls", drawn, EFFECT, where)
     if found.independence is not None:
         for name, value in zip(
             ("first_from_second", "second_from_first"), found.independence, strict=True

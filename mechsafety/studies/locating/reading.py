@@ -18,7 +18,6 @@ from mechsafety.effects.answers import (
     Answers,
     answer,
 )
-from mechsafety.effects.refusal_tokens import find_refusal_tokens
 from mechsafety.effects.scores import refusal_scores
 from mechsafety.judges.phrases import PhraseJudge
 from mechsafety.linalg.typed import linalg
@@ -26,7 +25,7 @@ from mechsafety.models.model import Model
 from mechsafety.models.probe_report import Probe
 from mechsafety.models.spec import ModelSpec
 from mechsafety.models.tokens import TokenizedPrompts, tokenize
-from mechsafety.studies.arms import resident_arm
+from mechsafety.studies.arms import read_rows, resident_arm, single_positions
 
 
 @dataclass(frozen=True)
@@ -118,19 +117,6 @@ def read_model(job: ReadJob) -> Read:
     tokens = {name: job.asked.tokens(model, prompts) for name, prompts in job.sets.items()}
     sites, left_out = map_sites(model, job.streams)
     positions = single_positions(tokens["harmless"], job.positions)
-    rows: dict[str, Tensor] = {}
-    for name, tokenized in tokens.items():
-        found = collect(
-            model,
-            tokenized,
-            sites,
-            positions,
-            batch_tokens=runtime.batch_tokens,
-            memory_gib=runtime.memory_gib,
-        )
-        rows[name] = torch.stack(
-            [torch.stack([found.rows(s, p) for p in positions], dim=1) for s in sites], dim=1
-        )
     return Read(
         dims=model.dims,
         identity=model.identity(),
@@ -139,7 +125,10 @@ def read_model(job: ReadJob) -> Read:
         sites=sites,
         left_out=left_out,
         positions=positions,
-        rows=rows,
+        rows={
+            name: read_rows(model, tokenized, sites, positions, runtime)
+            for name, tokenized in tokens.items()
+        },
         norms=_norms(model, tokens["harmless"], runtime.batch_tokens),
         answers={
             name: answer(model, tokens[name], job.judge, job.max_new_tokens, runtime.batch_tokens)
@@ -169,15 +158,6 @@ def map_sites(
     ]
     last = ResidualSite(n_layers - 1, "resid_post")
     return (*sites, last), left_out if parallel and "resid_mid" in streams else ()
-
-
-def single_positions(tokens: TokenizedPrompts, names: Sequence[str]) -> tuple[Position, ...]:
-    """The single positions that were asked for; `last` is the last of `eoi` and is read once."""
-    found: dict[Position, None] = {}
-    for name in names:
-        for position in tokens.positions(Position.parse(name)):
-            found[Position("last") if position == Position("eoi", -1) else position] = None
-    return tuple(found)
 
 
 def _norms(model: Model, tokens: TokenizedPrompts, batch_tokens: int) -> dict[int, float]:
@@ -244,11 +224,3 @@ def clean_scores(job: ScoreJob) -> dict[str, ClassScores]:
         split: ClassScores(scores(pairs.first), scores(pairs.second))
         for split, pairs in job.pairs.items()
     }
-
-
-def refusal_tokens_of(harmful: Answers, harmless: Answers) -> tuple[int, ...]:
-    """Tokens that open this model's own refusals."""
-    return find_refusal_tokens(
-        list(zip(harmful.ids, harmful.verdicts, strict=True)),
-        list(zip(harmless.ids, harmless.verdicts, strict=True)),
-    )

@@ -16,6 +16,7 @@ from mechsafety.studies.claims import (
 from mechsafety.studies.locating.claims import WindowCell, WinnerCell, WritersCell
 from mechsafety.studies.locating.intervals import around, ends
 from mechsafety.studies.locating.measured import Measured, Winner
+from mechsafety.studies.locating.words import EFFECT_UNIT
 
 LENGTHS = (0.25, 0.34, 0.5)
 """Lengths, as shares of the depth, that a reader would also call local."""
@@ -231,7 +232,7 @@ def second_claim(winner: Winner) -> Assessed:
             )
         },
         null=f"range over {len(found.controls)} directions that match the refitted one in energy",
-        unit="change in log-odds of a refusal token (prompts)",
+        unit=EFFECT_UNIT,
     )
 
 

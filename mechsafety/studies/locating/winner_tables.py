@@ -13,6 +13,7 @@ from mechsafety.metrics.resampling import Resampling
 from mechsafety.studies.locating.map_tables import cosines
 from mechsafety.studies.locating.measured import Causal, Winner, estimates
 from mechsafety.studies.locating.rows import add_estimate, add_range
+from mechsafety.studies.locating.words import SCORE
 from mechsafety.studies.refusal_proxy import VALID, proxy_auc, proxy_word
 
 
@@ -132,7 +133,7 @@ def _add_mean(
 def add_scores(
     table: Table, side: str, scores: Tensor, sample: Resampling, at: Mapping[str, Dimension]
 ) -> None:
-    _add_mean(table, "refusal_score", scores, sample, "log-odds of a refusal token", side, at)
+    _add_mean(table, "refusal_score", scores, sample, SCORE, side, at)
 
 
 def _add_ce(table: Table, values: Tensor, sample: Resampling, at: Mapping[str, Dimension]) -> None:

@@ -5,8 +5,10 @@ from typing import Final
 from mechsafety.core.result import Dimension
 from mechsafety.core.sites import ResidualSite
 
-SCORE_UNIT: Final = "log-odds of a refusal token (prompts)"
-EFFECT_UNIT: Final = "change in log-odds of a refusal token (prompts)"
+SCORE: Final = "log-odds of a refusal token"
+SCORE_UNIT: Final = f"{SCORE} (prompts)"
+EFFECT: Final = f"change in {SCORE}"
+EFFECT_UNIT: Final = f"{EFFECT} (prompts)"
 POINTWISE: Final = "Intervals are 95 %, pointwise, and conditional on the directions."
 
 

@@ -12,7 +12,8 @@ from mechsafety.data.prompts import Prompt, PromptSet
 from mechsafety.models.model import Model
 from mechsafety.models.spec import ModelSpec
 from mechsafety.studies import arms
-from mechsafety.studies.locating.reading import Asked, map_sites, single_positions
+from mechsafety.studies.arms import single_positions
+from mechsafety.studies.locating.reading import Asked, map_sites
 from tests.studies.locality_runs import Ran
 
 
