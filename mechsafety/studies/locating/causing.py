@@ -22,7 +22,7 @@ from mechsafety.studies.locating.mapping import (
     score_map,
     select,
 )
-from mechsafety.studies.locating.measured import Causal, CausalMap, Measured, Sample
+from mechsafety.studies.locating.measured import Causal, CausalMap, Measured
 from mechsafety.studies.locating.reading import (
     ClassScores,
     Read,
@@ -33,6 +33,7 @@ from mechsafety.studies.locating.reading import (
 )
 from mechsafety.studies.locating.refusing import no_refusals, too_few
 from mechsafety.studies.locating.settings import LocalitySettings
+from mechsafety.studies.samples import Sample
 
 ROUNDING: Final = 1e-3
 """Most that two ways to the same mean score may differ in float32, in log-odds or nats."""

@@ -26,7 +26,7 @@ from mechsafety.studies.locating.held_out import (
     second_direction,
 )
 from mechsafety.studies.locating.mapping import at_block_inputs, control_candidates
-from mechsafety.studies.locating.measured import CausalMap, Sample, Windows, Winner
+from mechsafety.studies.locating.measured import CausalMap, Windows, Winner
 from mechsafety.studies.locating.partial import (
     DoseJob,
     Doses,
@@ -41,6 +41,7 @@ from mechsafety.studies.locating.partial import (
 from mechsafety.studies.locating.reading import Read, Task, do
 from mechsafety.studies.locating.separating import both
 from mechsafety.studies.locating.settings import LocalitySettings
+from mechsafety.studies.samples import Sample
 
 
 def localize(

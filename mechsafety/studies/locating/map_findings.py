@@ -14,8 +14,8 @@ from mechsafety.studies.claims import (
     null_range,
     span,
 )
+from mechsafety.studies.intervals import around
 from mechsafety.studies.locating.claims import CausalCell, SeparationCell
-from mechsafety.studies.locating.intervals import around
 from mechsafety.studies.locating.measured import Causal, Measured, Separated
 from mechsafety.studies.locating.words import EFFECT_UNIT, place
 

@@ -11,9 +11,10 @@ from mechsafety.core.seeding import named_generator
 from mechsafety.linalg.typed import linalg
 from mechsafety.metrics.matched_controls import label_permutations
 from mechsafety.metrics.resampling import Resampling
-from mechsafety.studies.locating.measured import Causal, Measured, estimates
-from mechsafety.studies.locating.rows import add_estimate, add_range
+from mechsafety.studies.locating.measured import Causal, Measured
 from mechsafety.studies.locating.words import EFFECT, EFFECT_UNIT, POINTWISE, SCORE_UNIT, place
+from mechsafety.studies.rows import add_estimate, add_range
+from mechsafety.studies.samples import estimates
 
 
 def map_table(causal: Causal) -> Table:

@@ -10,9 +10,10 @@ from mechsafety.data.prompts import PromptPairs, PromptSet
 from mechsafety.organisms.prompts import behavior_sets, twins
 from mechsafety.organisms.sources import StudyPrompts
 from mechsafety.studies.locating.frame import Frame, ask_of
-from mechsafety.studies.locating.measured import Measured, Sample, lexical, separated
+from mechsafety.studies.locating.measured import Measured, lexical, separated
 from mechsafety.studies.locating.reading import Read, ReadJob, read_model
 from mechsafety.studies.locating.settings import LocalitySettings
+from mechsafety.studies.samples import Sample
 
 HELD_PAIRS: Final = "held-out pairs"
 """Source of prompts: other verb-object pairs (or groups) than those fitted."""

@@ -13,8 +13,8 @@ from mechsafety.studies.claims import (
     share_words,
     span,
 )
+from mechsafety.studies.intervals import around, ends
 from mechsafety.studies.locating.claims import WindowCell, WinnerCell, WritersCell
-from mechsafety.studies.locating.intervals import around, ends
 from mechsafety.studies.locating.measured import Measured, Winner
 from mechsafety.studies.locating.words import EFFECT_UNIT
 

@@ -11,10 +11,11 @@ from mechsafety.judges.phrases import PhraseJudge, Verdict
 from mechsafety.judges.rates import rates
 from mechsafety.metrics.resampling import Resampling
 from mechsafety.studies.locating.map_tables import cosines
-from mechsafety.studies.locating.measured import Causal, Winner, estimates
-from mechsafety.studies.locating.rows import add_estimate, add_range
+from mechsafety.studies.locating.measured import Causal, Winner
 from mechsafety.studies.locating.words import SCORE
 from mechsafety.studies.refusal_proxy import VALID, proxy_auc, proxy_word
+from mechsafety.studies.rows import add_estimate, add_range
+from mechsafety.studies.samples import estimates
 
 
 def winner_table(causal: Causal, winner: Winner, judge: PhraseJudge) -> Table:

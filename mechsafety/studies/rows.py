@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from mechsafety.core.result import Dimension, Table
-from mechsafety.studies.locating.measured import Estimates
+from mechsafety.studies.samples import Estimates
 
 
 def add_estimate(
