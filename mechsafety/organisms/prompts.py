@@ -1,4 +1,4 @@
-"""The organisms' world as prompt sets: twins, unrelated contrasts, and behavior sets.
+"""The organisms' world as prompt sets: twins, unrelated contrasts, neutral and behavior sets.
 
 Splits are disjoint by (verb, object): a pair of words that fits a direction neither selects its
 site nor evaluates it. Sets depend on the world, on `seed` and on nothing else, so that models of
@@ -6,13 +6,13 @@ every arm and training seed answer the same questions.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Final, Literal, TypeVar, get_args
 
 from mechsafety.core.errors import PromptError
 from mechsafety.core.seeding import derive_seed
-from mechsafety.data.prompts import PromptPairs, PromptSet
+from mechsafety.data.prompts import PromptPairs, PromptSet, normalized
 from mechsafety.data.synthetic_language import (
     ADJECTIVES,
     PLACES,
@@ -111,6 +111,41 @@ def contrasts(
         name: _pairs(name, sides[name], n, seed, split, preset, maker)
         for name, maker in makers.items()
     }
+
+
+def neutral(
+    n: int,
+    seed: int,
+    split: Split = "fit",
+    *,
+    preset: Preset = "default",
+    avoid: Collection[str] = (),
+) -> PromptSet:
+    """`n` distinct prompts that are not about harm: a neutral verb on a harmless object.
+
+    Dressed as twins are (frame, adjective, place) and never wrapped; look-alikes, which have one
+    restricted word, are not among them.
+
+    Args:
+        n: How many.
+        seed: Of the prompts.
+        split: Where their verb-object pairs lie; two splits share none.
+        preset: Which world.
+        avoid: Normalized instructions that must not be drawn.
+
+    Raises:
+        PromptError: The split does not have `n` distinct such prompts.
+    """
+    avoided = frozenset(avoid)
+    pairs = pairs_where(preset, ("neutral",), (split,))
+    rng = random.Random(derive_seed(seed, "organism neutral", preset, split))
+
+    def one(_turn: int) -> tuple[Request] | None:
+        asked = dressed(*rng.choice(pairs), rng)
+        return None if normalized(asked.instruction) in avoided else (asked,)
+
+    drawn = [asked for (asked,) in _distinct(n, "neutral", one)]
+    return _set(language(preset), "neutral", drawn, seed, split)
 
 
 def behavior_sets(n: int, seed: int, *, preset: Preset = "default") -> dict[str, PromptSet]:

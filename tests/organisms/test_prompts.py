@@ -7,7 +7,7 @@ from mechsafety.data.prompts import PromptPairs
 from mechsafety.data.synthetic_language import ADJECTIVES, PLACES, Split, language
 from mechsafety.data.synthetic_requests import Request
 from mechsafety.organisms import prompts
-from mechsafety.organisms.prompts import CONTRASTS, behavior_sets, contrasts, twins
+from mechsafety.organisms.prompts import CONTRASTS, behavior_sets, contrasts, neutral, twins
 
 N = 45
 SPLITS: tuple[Split, ...] = ("fit", "select", "evaluate", "tuning")
@@ -99,6 +99,27 @@ def test_behavior_sets_are_what_their_names_say_and_leave_out_the_tuning_split()
         wrapped = {p.labels["wrapper"] for p in asked}
         assert len(wrapped) == (7 if "held out" in what else 3 if "wrappers" in what else 1)
     assert {p.labels["base_held_out"] for p in sets["all/unseen pairs"]} == {"yes"}
+
+
+@pytest.mark.parametrize("preset", ["default", "small"])
+def test_neutral_prompts_have_a_harmless_verb_and_object_and_no_wrapper(preset: str) -> None:
+    world = language("small" if preset == "small" else "default")
+    drawn = neutral(512, 0, preset=world.preset)
+    assert len({p.id for p in drawn}) == 512
+    assert {p.labels["type"] for p in drawn} == {"neutral"}
+    assert {p.labels["wrapper"] for p in drawn} == {"none"}
+    assert {p.labels["split"] for p in drawn} == {"fit"}
+    for words in (ADJECTIVES, PLACES):  # dressed as twins are: some have one, some have none
+        dressed = sum(any(w in p.instruction.split() for w in words) for p in drawn)
+        assert 100 < dressed < 300
+
+
+def test_neutral_prompts_leave_out_what_they_are_told_to_avoid() -> None:
+    first = neutral(N, 0, preset="small")
+    avoided = {p.instruction for p in first}
+    again = neutral(N, 0, preset="small", avoid=avoided)
+    assert len(again) == N
+    assert not avoided & {p.instruction for p in again}
 
 
 def test_asking_for_more_prompts_than_the_world_has_is_refused(
