@@ -49,6 +49,7 @@ from mechsafety.studies.concentration_tables import (
     figures,
     projections,
 )
+from mechsafety.studies.samples import undivided
 from mechsafety.studies.self_test import SelfTestJob, self_test, self_test_table
 from mechsafety.studies.spectra import (
     Exclusions,
@@ -307,7 +308,7 @@ def _spectra_job(
     pairings: tuple[Pairing, ...],
     out: Exclusions,
 ) -> SpectraJob:
-    clusters, second_clusters = _undivided(prompts.pairs["fit"], config.cluster_by)
+    clusters, second_clusters = undivided(prompts.pairs["fit"], config.cluster_by)
     return SpectraJob(
         arm=view.arm,
         pairs=view.pairs,
@@ -319,7 +320,7 @@ def _spectra_job(
         clusters=clusters,
         second_clusters=second_clusters,
         contrast_clusters={
-            name: _undivided(pairs, config.cluster_by)[0]
+            name: undivided(pairs, config.cluster_by)[0]
             for name, pairs in prompts.contrasts.items()
         },
         seed=derive_seed(config.seed, "spectra"),
@@ -480,30 +481,11 @@ def _refuse_mixed_depths(views: Sequence[ArmView]) -> None:
 # --- small pieces ------------------------------------------------------------------------------
 
 
-Clusters = tuple[str, ...] | None
-
-
-def _undivided(pairs: PromptPairs, by: str | None) -> tuple[Clusters, Clusters]:
-    """Clusters of both sides for resampling; None where every prompt is its own, or too few.
-
-    Twins go as one, under the cluster of their first prompt; two lists have clusters of their own,
-    which may be shared, so that both sides have them or neither.
-    """
-    sides = [clusters_of(side, by) for side in pairs.sets]
-    if pairs.pairing == "twins":
-        sides = sides[:1]
-    if min(len(set(names)) for names in sides) < MIN_CLUSTERS:
-        return None, None
-    if all(len(set(names)) == len(names) for names in sides):
-        return None, None
-    return sides[0], None if len(sides) == 1 else sides[1]
-
-
 def _resampling_notes(config: Config, fit: PromptPairs, held_out: PromptPairs) -> tuple[str, ...]:
     """What the intervals of this run rest on."""
     by = cluster_word(fit.first, config.cluster_by)
     counts = [len(set(clusters_of(pairs.first, config.cluster_by))) for pairs in (fit, held_out)]
-    if _undivided(fit, config.cluster_by)[0] is not None:
+    if undivided(fit, config.cluster_by)[0] is not None:
         return (
             f"Intervals keep clusters ({by}) whole: {counts[0]} behind spectra, {counts[1]} behind "
             "rates.",

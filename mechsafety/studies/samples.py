@@ -81,3 +81,23 @@ def estimates(scores: Float[Tensor, "prompt *cell"], sample: Resampling) -> Esti
     """Means over prompts and their intervals; NaN where a cell was not measured."""
     low, high = percentile_interval(sample.means(scores), sample.n_units)
     return Estimates(scores.double().mean(0), low, high, len(scores))
+
+
+Clusters = tuple[str, ...] | None
+"""Cluster of each row; None where every row is its own."""
+
+
+def undivided(pairs: PromptPairs, by: str | None) -> tuple[Clusters, Clusters]:
+    """Clusters of both sides for resampling; None where every prompt is its own, or too few.
+
+    Twins go as one, under the cluster of their first prompt; two lists have clusters of their own,
+    which may be shared, so that both sides have them or neither.
+    """
+    sides = [clusters_of(side, by) for side in pairs.sets]
+    if pairs.pairing == "twins":
+        sides = sides[:1]
+    if min(len(set(names)) for names in sides) < MIN_CLUSTERS:
+        return None, None
+    if all(len(set(names)) == len(names) for names in sides):
+        return None, None
+    return sides[0], None if len(sides) == 1 else sides[1]

@@ -17,13 +17,13 @@ from mechsafety.metrics.massive_channels import (
     CONTROLS,
     Control,
     controlled,
-    find_massive_channels,
     kept_rows,
     ordinary_channels,
 )
 from mechsafety.metrics.pairing import Pairing
 from mechsafety.metrics.spectral_intervals import Jackknifed
 from mechsafety.studies.arms import ArmView, PairRows
+from mechsafety.studies.massive import massive_of, massive_table
 
 HARM: Final = "harmful-harmless"
 CENTERINGS: Final[dict[str, bool]] = {"uncentered": False, "centered": True}
@@ -95,42 +95,17 @@ def exclusions(
     views: Sequence[ArmView], settings: SpectraSettings, paired: bool, refusing: Sequence[str]
 ) -> tuple[Exclusions, Table]:
     """Massive channels, affected rows and common pairs: found in each arm, applied to all."""
-    table = Table("massive_channels", _MASSIVE_CAPTION.format(settings.massive_threshold))
+    table = massive_table(settings.massive_threshold)
     massive: set[int] = set()
     affected: list[Tensor] = []
     pooled: list[Tensor] = []
     n_first = len(views[0].pairs.first)
     for view in views:
         both = torch.cat([view.pairs.first, view.pairs.second])
-        # A template token at layer 0 is one vector for every prompt: nothing there can burst.
-        read = {
-            layer * both.shape[2] + p: both[:, layer, p]
-            for layer in range(both.shape[1])
-            for p in range(both.shape[2])
-        }
-        found = find_massive_channels(read, settings.massive_threshold)
+        found = massive_of(view.arm, both, settings.massive_threshold, table)
         massive |= set(found.channels)
         affected.append(found.affected())
         pooled.append(both.flatten(1, 2).mean(1))
-        for channel, peak in found.peaks.items():
-            table.add(
-                "peak",
-                peak,
-                n=len(both),
-                unit="max |x| / median |x|",
-                arm=view.arm,
-                channel=channel,
-                rows_affected=int(found.affected().sum()),
-            )
-        table.add(
-            "highest_elsewhere",
-            found.highest_elsewhere,
-            n=len(both),
-            unit="max |x| / median |x|",
-            arm=view.arm,
-            channel=found.highest_elsewhere_channel,
-            rows_affected=0,
-        )
     placebo = ordinary_channels(pooled, massive, len(massive))
     keep_first, keep_second = kept_rows(affected, n_first, paired)
     return (
@@ -288,12 +263,6 @@ def _kept(names: tuple[str, ...] | None, keep: Tensor) -> tuple[str, ...] | None
 
 
 _MIN_ROWS: Final = 4
-
-_MASSIVE_CAPTION: Final = (
-    "Channels whose largest value over prompts, layers and positions exceeds {:g} times the "
-    "median |x| of its place, and which are bursty; judged on raw activations of both classes. "
-    "The union over arms is taken out of every arm in the controls."
-)
 
 _CAPTION: Final = (
     "Spectra of activation differences. Shares are of the energy of the differences. Pairing and "
