@@ -6,35 +6,24 @@ that removes refusal by wrecking the model, or that makes harmless prompts refus
 bypass, and only the second column shows it.
 """
 
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from mechsafety.core.errors import SelfCheckError
 from mechsafety.core.sites import ResidualSite
-from mechsafety.data.prompts import PromptSet
-from mechsafety.effects.ablation import (
-    AblationForm,
-    Edits,
-    ZeroAblation,
-    addition,
-    affine_ablation,
-)
+from mechsafety.effects.ablation import AblationForm, Edits, ZeroAblation, affine_ablation
 from mechsafety.effects.answers import (
     Answers,
     answer,
     clean_answer_cross_entropy,
     content_scores,
 )
-from mechsafety.effects.scores import Halfway, first_token_logits, run_halfway, score
-from mechsafety.judges.phrases import PhraseJudge
+from mechsafety.effects.scores import Halfway, score
+from mechsafety.effects.target import Side, Target
 from mechsafety.linalg.subspace import Subspace
 from mechsafety.metrics.matched_controls import ablation_energy, draw_energy_matched
-from mechsafety.models.model import Model
-from mechsafety.models.tokens import TokenizedPrompts
 
 
 @dataclass(frozen=True)
@@ -45,21 +34,6 @@ class Source:
     site: ResidualSite
     """Where it was read; affine ablation edits block inputs from this layer on."""
     subspace: Subspace
-
-
-@dataclass(frozen=True)
-class Side:
-    """One class of prompts in the target: text, tokens, and what the unedited model does."""
-
-    prompts: PromptSet
-    tokens: TokenizedPrompts
-    logits: Float[Tensor, "prompt vocab"]
-    """First-token logits of the unedited model."""
-    answers: Answers
-    """Answers of the unedited model."""
-    halfway: Mapping[int, Halfway]
-    """The prompts up to each layer that directions are read at: affine edits change nothing
-    below."""
 
 
 @dataclass(frozen=True)
@@ -101,65 +75,6 @@ class Cell:
     harmful: Outcome
     harmless: Outcome
     controls: Controls | None
-
-
-@dataclass(frozen=True)
-class Target:
-    """The arm that is edited, with all that its cells share."""
-
-    model: Model
-    harmful: Side
-    harmless: Side
-    harmless_means: Mapping[ResidualSite, Float[Tensor, " d_model"]]
-    """Mean harmless activation at each block input, from the fit split of this model."""
-    harmless_rows: Mapping[ResidualSite, Float[Tensor, "row d_model"]]
-    """Harmless activations at the sources' sites, from the fit split: where controls come from."""
-    refusal_ids: Int[Tensor, " n_refusal"]
-    """Empty where the model refuses nothing."""
-    judge: PhraseJudge
-    max_new_tokens: int
-    batch_tokens: int
-
-
-def observe_side(
-    model: Model,
-    prompts: PromptSet,
-    tokens: TokenizedPrompts,
-    judge: PhraseJudge,
-    max_new_tokens: int,
-    batch_tokens: int,
-    layers: Collection[int],
-) -> Side:
-    """What the unedited model does with a class of prompts.
-
-    Args:
-        layers: Where directions that will be ablated are read.
-    """
-    return Side(
-        prompts=prompts,
-        tokens=tokens,
-        logits=first_token_logits(model, tokens, batch_tokens),
-        answers=answer(model, tokens, judge, max_new_tokens, batch_tokens),
-        halfway=run_halfway(model, tokens, layers, batch_tokens),
-    )
-
-
-def check_zero_strength(target: Target, site: ResidualSite) -> None:
-    """Adding 0 × a vector must give the baseline bit for bit.
-
-    Raises:
-        SelfCheckError: It does not, so some hook changes what it should not.
-    """
-    nothing = addition(site, torch.ones(target.model.dims.d_model), coefficient=0.0)
-    logits = first_token_logits(
-        target.model, target.harmful.tokens, target.batch_tokens, edits=nothing
-    )
-    if not torch.equal(logits, target.harmful.logits):
-        off = (logits - target.harmful.logits).abs().max().item()
-        raise SelfCheckError(
-            f"zero-strength control at {site}: the logits differ from the baseline by {off:.3g}, "
-            "and must be equal bit for bit. Some hook other than the control changes the model."
-        )
 
 
 def ablation_edits(target: Target, source: Source, form: AblationForm, basis: Tensor) -> Edits:

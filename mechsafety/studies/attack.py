@@ -17,19 +17,12 @@ from mechsafety.data.prompts import PromptPairs
 from mechsafety.directions.difference_in_means import DifferenceInMeans
 from mechsafety.directions.principal_components import principal_components
 from mechsafety.effects.ablation import AblationForm
-from mechsafety.effects.ablation_matrix import (
-    Cell,
-    Source,
-    Target,
-    ablate_in,
-    check_zero_strength,
-    observe_side,
-)
+from mechsafety.effects.ablation_matrix import Cell, Source, ablate_in
+from mechsafety.effects.target import Target, check_zero_strength, observed_target
 from mechsafety.judges.phrases import PhraseJudge, Verdict
 from mechsafety.metrics.pairing import Pairing, difference_rows
 from mechsafety.metrics.refusal_score import refusal_score
 from mechsafety.models.spec import ModelSpec
-from mechsafety.models.tokens import tokenize
 from mechsafety.studies.arms import open_arm
 
 
@@ -92,6 +85,15 @@ class Baseline:
         """Of the harmful prompts, then the harmless ones, as `scores`."""
         return (*self.harmful, *self.harmless)
 
+    @classmethod
+    def of(cls, target: Target) -> "Baseline":
+        """What a target did unedited."""
+        sides = (target.harmful, target.harmless)
+        scores = None
+        if len(target.refusal_ids):
+            scores = torch.cat([refusal_score(side.logits, target.refusal_ids) for side in sides])
+        return cls(sides[0].answers.verdicts, sides[1].answers.verdicts, scores)
+
 
 @dataclass(frozen=True)
 class Attacked:
@@ -129,29 +131,14 @@ def attack_arm(job: AttackJob) -> Attacked:
     """Open one arm, ablate every source in it in every form, and let it go."""
     model = open_arm(job.model, job.runtime, job.chat, probe=False)
     try:
-        layers = sorted({source.site.layer for source in job.sources})
-        sides = {
-            name: observe_side(
-                model,
-                prompts,
-                tokenize(model, prompts.prompts, job.chat),
-                job.judge,
-                job.settings.max_new_tokens,
-                job.runtime.batch_tokens,
-                layers,
-            )
-            for name, prompts in (("harmful", job.pairs.first), ("harmless", job.pairs.second))
-        }
-        target = Target(
-            model=model,
-            harmful=sides["harmful"],
-            harmless=sides["harmless"],
-            harmless_means={
-                site: rows.double().mean(0).float() for site, rows in job.harmless_rows.items()
-            },
+        target = observed_target(
+            model,
+            job.pairs,
+            job.chat,
+            job.judge,
             harmless_rows=job.harmless_rows,
-            refusal_ids=torch.tensor(job.refusal_ids, dtype=torch.long),
-            judge=job.judge,
+            refusal_ids=job.refusal_ids,
+            layers={source.site.layer for source in job.sources},
             max_new_tokens=job.settings.max_new_tokens,
             batch_tokens=job.runtime.batch_tokens,
         )
@@ -163,20 +150,15 @@ def attack_arm(job: AttackJob) -> Attacked:
         )
         return Attacked(
             arm=job.arm,
-            baseline=_baseline(target),
+            baseline=Baseline.of(target),
             cells=cells,
-            token_hashes={f"attack/{name}": side.tokens.hash for name, side in sides.items()},
+            token_hashes={
+                "attack/harmful": target.harmful.tokens.hash,
+                "attack/harmless": target.harmless.tokens.hash,
+            },
         )
     finally:
         model.close()
-
-
-def _baseline(target: Target) -> Baseline:
-    sides = (target.harmful, target.harmless)
-    scores = None
-    if len(target.refusal_ids):
-        scores = torch.cat([refusal_score(side.logits, target.refusal_ids) for side in sides])
-    return Baseline(sides[0].answers.verdicts, sides[1].answers.verdicts, scores)
 
 
 def _cell(job: AttackJob, target: Target, source: Source, form: AblationForm) -> Cell:

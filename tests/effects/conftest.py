@@ -3,14 +3,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
 from mechsafety.activations.collecting import collect
 from mechsafety.core.sites import ResidualSite
 from mechsafety.data.chat_template import ChatFormat
 from mechsafety.data.prompts import PromptPairs
 from mechsafety.directions.difference_in_means import DifferenceInMeans
-from mechsafety.effects.ablation_matrix import Source, Target, observe_side
+from mechsafety.effects.ablation_matrix import Source
+from mechsafety.effects.target import Target, observed_target
 from mechsafety.judges.phrases import PhraseJudge
 from mechsafety.models.loading import open_model
 from mechsafety.models.model import Model
@@ -43,29 +43,17 @@ def ssft(organism_small: Callable[[str], Path]) -> Attackable:
     harmful, harmless = (
         collect(model, tokenize(model, side, ChatFormat()), sites, ["last"]) for side in fit.sets
     )
-    sides = [
-        observe_side(
-            model,
-            side,
-            tokenize(model, side, ChatFormat()),
-            judge,
-            MAX_NEW_TOKENS,
-            BATCH_TOKENS,
-            [LAYER],
-        )
-        for side in held_out.sets
-    ]
     at = sites[LAYER]
     direction = DifferenceInMeans().fit(harmful.rows(at, "last"), harmless.rows(at, "last"))
     sorry = model.tokenizer.convert_tokens_to_ids("sorry")
-    target = Target(
-        model=model,
-        harmful=sides[0],
-        harmless=sides[1],
-        harmless_means={site: harmless.rows(site, "last").mean(0) for site in sites},
+    target = observed_target(
+        model,
+        held_out,
+        ChatFormat(),
+        judge,
         harmless_rows={site: harmless.rows(site, "last") for site in sites},
-        refusal_ids=torch.tensor([sorry]),
-        judge=judge,
+        refusal_ids=[sorry],
+        layers=[LAYER],
         max_new_tokens=MAX_NEW_TOKENS,
         batch_tokens=BATCH_TOKENS,
     )

@@ -12,23 +12,10 @@ from mechsafety.core.positions import Position
 from mechsafety.core.seeding import named_generator
 from mechsafety.core.sites import ResidualSite
 from mechsafety.data.prompts import PromptPairs
-from mechsafety.effects.ablation import Edits, ZeroAblation, addition
-from mechsafety.effects.ablation_matrix import (
-    Cell,
-    Source,
-    Target,
-    ablate_in,
-    ablation_edits,
-    check_zero_strength,
-    observe_side,
-)
-from mechsafety.effects.adding import added_scores
-from mechsafety.effects.answers import (
-    Answers,
-    answer,
-    clean_answer_cross_entropy,
-    content_scores,
-)
+from mechsafety.effects.ablation import Edits, ZeroAblation
+from mechsafety.effects.ablation_matrix import Cell, Source, ablate_in, ablation_edits
+from mechsafety.effects.added_in import Added, add_in, added_controls
+from mechsafety.effects.answers import Answers, clean_answer_cross_entropy, content_scores
 from mechsafety.effects.scores import refusal_scores
 from mechsafety.effects.second_direction import last_token_stream, refitted_candidates
 from mechsafety.effects.selection import (
@@ -36,6 +23,7 @@ from mechsafety.effects.selection import (
     select_direction,
 )
 from mechsafety.effects.selection_rule import SelectionFilters
+from mechsafety.effects.target import Target, check_zero_strength, observed_target
 from mechsafety.judges.phrases import PhraseJudge
 from mechsafety.linalg.typed import linalg
 from mechsafety.metrics.refusal_score import refusal_score
@@ -156,19 +144,6 @@ class EvaluateJob:
 
 
 @dataclass(frozen=True)
-class Added:
-    """Harmless prompts with a multiple of the mean difference added at its site."""
-
-    dose: float
-    scores: Float[Tensor, " prompt"]
-    answers: Answers
-    control_scores: Float[Tensor, " draw"]
-    """Mean refusal score with directions of the same norm added there."""
-    control_rates: Float[Tensor, " n_answered"]
-    """Share refused with the first few of these."""
-
-
-@dataclass(frozen=True)
 class Evaluated:
     """The winner's effects."""
 
@@ -192,32 +167,18 @@ def evaluate(job: EvaluateJob) -> Evaluated:
     """Ablate and add the winner on held-out prompts, with judged answers."""
     model = job.asked.open()
     size = job.asked.runtime.batch_tokens
-    sides = [
-        observe_side(
-            model,
-            prompts,
-            job.asked.tokens(model, prompts),
-            job.judge,
-            job.max_new_tokens,
-            size,
-            [job.source.site.layer],
-        )
-        for prompts in job.pairs.sets
-    ]
-    harmful, harmless = sides
-    target = Target(
-        model=model,
-        harmful=harmful,
-        harmless=harmless,
-        harmless_means={
-            site: rows.double().mean(0).float() for site, rows in job.harmless_rows.items()
-        },
+    target = observed_target(
+        model,
+        job.pairs,
+        job.asked.chat,
+        job.judge,
         harmless_rows=job.harmless_rows,
-        refusal_ids=torch.tensor(job.refusal_ids, dtype=torch.long),
-        judge=job.judge,
+        refusal_ids=job.refusal_ids,
+        layers=[job.source.site.layer],
         max_new_tokens=job.max_new_tokens,
         batch_tokens=size,
     )
+    harmful, harmless = sides = (target.harmful, target.harmless)
     check_zero_strength(target, job.source.site)
     cells = tuple(
         ablate_in(
@@ -254,25 +215,9 @@ def zero_of(basis: Float[Tensor, "k d_model"]) -> ZeroAblation | None:
 
 
 def _added(target: Target, job: EvaluateJob, dose: float) -> Added:
-    tokens, size = target.harmless.tokens, target.batch_tokens
-    edits = addition(job.source.site, job.source.subspace.vector, dose)
-    found = refusal_scores(target.model, tokens, target.refusal_ids, size, edits)
-    answers = answer(target.model, tokens, job.judge, job.max_new_tokens, size, edits)
-    rates: list[float] = []
-    start = target.harmless.halfway[job.source.site.layer]
-    controls = dose * job.norm_matched
-    for control in controls[: job.answer_draws]:
-        given = answer(
-            target.model,
-            tokens,
-            job.judge,
-            job.max_new_tokens,
-            size,
-            addition(job.source.site, control, 1.0),
-        ).judged("refused")
-        rates.append(sum(given) / len(given))
-    scores = added_scores(target.model, start, controls, target.refusal_ids, size)
-    return Added(dose, found, answers, scores.mean(0), torch.tensor(rates, dtype=torch.float64))
+    site, vector = job.source.site, job.source.subspace.vector
+    controls = added_controls(target, site, dose * job.norm_matched, job.answer_draws)
+    return add_in(target, site, vector, dose, controls)
 
 
 def _cross_entropies(target: Target, job: EvaluateJob) -> dict[str, Tensor]:
