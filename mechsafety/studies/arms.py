@@ -1,6 +1,6 @@
 """The arms of a comparison: how YAML names them, and what is read from each, one at a time."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +16,7 @@ from mechsafety.core.sites import ModelDims, ResidualSite
 from mechsafety.data.chat_template import ChatFormat
 from mechsafety.data.prompts import PromptPairs, PromptSet
 from mechsafety.effects.answers import Answers, answer
+from mechsafety.effects.refusal_tokens import refusal_tokens_of
 from mechsafety.judges.phrases import PhraseJudge
 from mechsafety.models.loading import open_model
 from mechsafety.models.model import Model
@@ -196,6 +197,37 @@ def read_rows(
 def subset(prompts: PromptSet, n: int) -> PromptSet:
     """The first `n` prompts, or all."""
     return prompts.select(list(range(min(n, len(prompts)))))
+
+
+def first_of(pairs: PromptPairs, n: int) -> PromptPairs:
+    """The first `n` prompts of each side, or all, as two lists."""
+    return PromptPairs(pairs.name, subset(pairs.first, n), subset(pairs.second, n), "list")
+
+
+def harmless_inputs(view: ArmView, position: int) -> dict[ResidualSite, Float[Tensor, "row d"]]:
+    """Harmless activations at every block input: what ablations set to, and controls come from.
+
+    Args:
+        view: Read from the model that is edited.
+        position: Index of the position that was read.
+    """
+    return {
+        site: view.pairs.second[:, layer, position]
+        for layer, site in enumerate(view.sites)
+        if site.stream == "resid_pre"
+    }
+
+
+def common_refusal_ids(view: ArmView, views: Iterable[ArmView]) -> tuple[int, ...]:
+    """Tokens that open refusals in any arm with this arm's tokenizer (evidence.md 8).
+
+    One set for all, so that scores of two arms are of the same event.
+    """
+    found: dict[int, None] = {}
+    for other in views:
+        if other.identity.get("tokenizer") == view.identity.get("tokenizer"):
+            found |= dict.fromkeys(refusal_tokens_of(other.harmful, other.harmless))
+    return tuple(found)
 
 
 def clusters_of(prompts: PromptSet, by: str | None) -> tuple[str, ...]:

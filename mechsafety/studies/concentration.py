@@ -24,7 +24,6 @@ from mechsafety.data.chat_template import ChatFormat
 from mechsafety.data.pairs import PairsSource
 from mechsafety.data.prompts import PromptPairs
 from mechsafety.effects.ablation_matrix import Source
-from mechsafety.effects.refusal_tokens import refusal_tokens_of
 from mechsafety.judges.phrases import PhraseJudge
 from mechsafety.metrics.pairing import Pairing
 from mechsafety.metrics.resampling import MIN_CLUSTERS
@@ -37,7 +36,10 @@ from mechsafety.studies.arms import (
     ArmView,
     cluster_word,
     clusters_of,
+    common_refusal_ids,
     completion_lines,
+    first_of,
+    harmless_inputs,
     read_arm,
     subset,
 )
@@ -362,16 +364,6 @@ def _attack_job(
     held_out: PromptPairs,
     sources: Sequence[Source],
 ) -> AttackJob:
-    at = view.positions.index(Position("last"))
-    rows = {
-        site: view.pairs.second[:, layer, at]
-        for layer, site in enumerate(view.sites)
-        if site.stream == "resid_pre"
-    }
-    n = config.attack.n
-    pairs = PromptPairs(
-        held_out.name, subset(held_out.first, n), subset(held_out.second, n), "list"
-    )
     return AttackJob(
         arm=view.arm,
         model=spec,
@@ -379,29 +371,16 @@ def _attack_job(
         chat=config.chat,
         judge=judge,
         settings=config.attack,
-        pairs=pairs,
+        pairs=first_of(held_out, config.attack.n),
         sources=tuple(
             s for s in sources if s.arm == view.arm or s.subspace.k in config.attack.cross_ranks
         ),
-        harmless_rows=rows,
+        harmless_rows=harmless_inputs(view, view.positions.index(Position("last"))),
         refusal_ids=config.refusal_tokens
         if config.refusal_tokens is not None
-        else _refusal_ids(view, views),
+        else common_refusal_ids(view, views),
         seed=derive_seed(config.seed, "ablation"),
     )
-
-
-def _refusal_ids(view: ArmView, views: Sequence[ArmView]) -> tuple[int, ...]:
-    """Tokens that open refusals in any arm with this arm's tokenizer (evidence.md 8).
-
-    One set for all, so that scores of two arms are of the same event.
-    """
-    found: dict[int, None] = {}
-    for other in views:
-        if other.identity.get("tokenizer") == view.identity.get("tokenizer"):
-            ids = refusal_tokens_of(other.harmful, other.harmless)
-            found |= dict.fromkeys(ids)
-    return tuple(found)
 
 
 def _keep_completions(
