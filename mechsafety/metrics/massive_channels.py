@@ -151,12 +151,12 @@ def ordinary_channels(
 
 
 def without_channels(
-    rows: Float[Tensor, "row channel"], channels: Iterable[int]
-) -> Float[Tensor, "row n_left"]:
+    rows: Float[Tensor, "*row channel"], channels: Iterable[int]
+) -> Float[Tensor, "*row n_left"]:
     """A copy of the rows with these coordinates taken out."""
-    left = torch.ones(rows.shape[1], dtype=torch.bool, device=rows.device)
+    left = torch.ones(rows.shape[-1], dtype=torch.bool, device=rows.device)
     left[list(channels)] = False
-    return rows[:, left]
+    return rows[..., left]
 
 
 def controlled(

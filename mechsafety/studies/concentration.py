@@ -44,10 +44,10 @@ from mechsafety.studies.arms import (
     subset,
 )
 from mechsafety.studies.attack import Attacked, AttackJob, AttackMatrix, attack_arm, source
+from mechsafety.studies.behavior import behavior_table
 from mechsafety.studies.concentration_findings import Claim, Measured, finding
 from mechsafety.studies.concentration_tables import (
     ablation_table,
-    behavior_table,
     figures,
     projections,
 )

@@ -8,7 +8,6 @@ from torch import Tensor
 from mechsafety.core.positions import Position
 from mechsafety.core.result import Dimension, Figure, Table
 from mechsafety.core.seeding import named_generator
-from mechsafety.data.prompts import PromptPairs
 from mechsafety.directions.difference_in_means import difference_in_means
 from mechsafety.effects.ablation_matrix import Cell, Controls, Outcome
 from mechsafety.judges.phrases import PhraseJudge, Verdict
@@ -22,26 +21,6 @@ from mechsafety.studies.refusal_proxy import VALID, proxy_auc, proxy_word
 from mechsafety.studies.spectra import HARM
 
 _RESAMPLES = 1000
-
-
-def behavior_table(
-    views: Sequence[ArmView],
-    judge: PhraseJudge,
-    pairs: PromptPairs,
-    clusters: Mapping[str, Sequence[str]],
-) -> Table:
-    """What each unedited arm does with the pairs that its directions are fitted on."""
-    table = Table(
-        "behavior",
-        f"Answers of the unedited arms to the {len(pairs.first)} harmful and {len(pairs.second)} "
-        f"harmless prompts of the fit split, judged by {judge.name}. Intervals are Wilson, 95 %, "
-        "with clusters undivided.",
-    )
-    for view in views:
-        for side, answers in (("harmful", view.harmful), ("harmless", view.harmless)):
-            found = rates(answers.verdicts, answers.max_new_tokens, judge.name, clusters[side])
-            found.add_to(table, arm=view.arm, prompts=side)
-    return table
 
 
 def ablation_table(attacked: Sequence[Attacked], measured: Measured, judge: PhraseJudge) -> Table:

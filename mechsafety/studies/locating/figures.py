@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from mechsafety.core.result import Figure
 from mechsafety.studies.locating.measured import Measured, Winner
 from mechsafety.studies.locating.separating import HELD_WORDS
-from mechsafety.studies.locating.words import place
+from mechsafety.studies.words import place
 
 
 def figures(measured: Measured) -> tuple[Figure, ...]:

@@ -17,7 +17,7 @@ from mechsafety.studies.claims import (
 from mechsafety.studies.intervals import around
 from mechsafety.studies.locating.claims import CausalCell, SeparationCell
 from mechsafety.studies.locating.measured import Causal, Measured, Separated
-from mechsafety.studies.locating.words import EFFECT_UNIT, place
+from mechsafety.studies.words import EFFECT_UNIT, place
 
 
 def separation_claim(cell: SeparationCell, measured: Measured) -> Assessed:

@@ -12,9 +12,9 @@ from mechsafety.linalg.typed import linalg
 from mechsafety.metrics.matched_controls import label_permutations
 from mechsafety.metrics.resampling import Resampling
 from mechsafety.studies.locating.measured import Causal, Measured
-from mechsafety.studies.locating.words import EFFECT, EFFECT_UNIT, POINTWISE, SCORE_UNIT, place
 from mechsafety.studies.rows import add_estimate, add_range
 from mechsafety.studies.samples import estimates
+from mechsafety.studies.words import EFFECT, EFFECT_UNIT, POINTWISE, SCORE_UNIT, place
 
 
 def map_table(causal: Causal) -> Table:

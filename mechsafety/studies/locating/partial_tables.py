@@ -7,12 +7,12 @@ from torch import Tensor
 
 from mechsafety.core.result import Dimension, Table
 from mechsafety.metrics.resampling import percentile_interval
+from mechsafety.studies.cell_rows import add_scores
 from mechsafety.studies.intervals import around
 from mechsafety.studies.locating.measured import Winner, searched
-from mechsafety.studies.locating.winner_tables import add_scores
-from mechsafety.studies.locating.words import EFFECT, EFFECT_UNIT, POINTWISE, SCORE, SCORE_UNIT
 from mechsafety.studies.rows import add_estimate, add_range
 from mechsafety.studies.samples import Sample, estimates
+from mechsafety.studies.words import EFFECT, EFFECT_UNIT, POINTWISE, SCORE, SCORE_UNIT
 
 
 def windows_table(winner: Winner) -> Table:

@@ -10,7 +10,7 @@ from mechsafety.metrics.harm_and_refusal import split
 from mechsafety.organisms.sources import StudyPrompts
 from mechsafety.studies.locating.measured import Measured
 from mechsafety.studies.locating.reading import Read
-from mechsafety.studies.locating.words import POINTWISE, place
+from mechsafety.studies.words import POINTWISE, place
 
 
 def prompt_table(read: Read) -> Table:

@@ -16,7 +16,7 @@ from mechsafety.studies.claims import (
 from mechsafety.studies.intervals import around, ends
 from mechsafety.studies.locating.claims import WindowCell, WinnerCell, WritersCell
 from mechsafety.studies.locating.measured import Measured, Winner
-from mechsafety.studies.locating.words import EFFECT_UNIT
+from mechsafety.studies.words import EFFECT_UNIT
 
 LENGTHS = (0.25, 0.34, 0.5)
 """Lengths, as shares of the depth, that a reader would also call local."""

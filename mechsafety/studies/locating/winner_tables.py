@@ -1,21 +1,18 @@
 """The table of the chosen direction on the third split."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from mechsafety.core.result import Dimension, Table
-from mechsafety.effects.ablation_matrix import Cell
-from mechsafety.judges.phrases import PhraseJudge, Verdict
+from mechsafety.judges.phrases import PhraseJudge
 from mechsafety.judges.rates import rates
 from mechsafety.metrics.resampling import Resampling
+from mechsafety.studies.cell_rows import add_added, add_cell, add_mean, add_proxy, add_scores
 from mechsafety.studies.locating.map_tables import cosines
 from mechsafety.studies.locating.measured import Causal, Winner
-from mechsafety.studies.locating.words import SCORE
-from mechsafety.studies.refusal_proxy import VALID, proxy_auc, proxy_word
-from mechsafety.studies.rows import add_estimate, add_range
-from mechsafety.studies.samples import estimates
+from mechsafety.studies.refusal_proxy import VALID
 
 
 def winner_table(causal: Causal, winner: Winner, judge: PhraseJudge) -> Table:
@@ -42,99 +39,27 @@ def winner_table(causal: Causal, winner: Winner, judge: PhraseJudge) -> Table:
     add_scores(table, "harmless", done.scores.harmless, sample.harmless, none)
     _add_ce(table, done.cross_entropy["clean"], sample.harmless, none)
     if done.clean_content is not None:
-        _add_mean(table, "content", done.clean_content, sample.harmless, "share", "harmless", none)
-    _add_proxy(
+        add_mean(table, "content", done.clean_content, sample.harmless, "share", "harmless", none)
+    add_proxy(
         table,
         torch.cat([done.scores.harmful, done.scores.harmless]),
         [*done.harmful.verdicts, *done.harmless.verdicts],
         none,
     )
     for cell in done.cells:
-        _add_cell(table, cell, winner, judge, clusters)
+        at: dict[str, Dimension] = {"form": cell.form, "dose": None}
+        add_cell(table, cell, sample, judge, at)
+        _add_ce(table, done.cross_entropy[cell.form], sample.harmless, at)
     for i, scores in enumerate(done.refits):
-        at: dict[str, Dimension] = {"form": "zero", "dose": None, "refit": i}
+        at = {"form": "zero", "dose": None, "refit": i}
         add_scores(table, "harmful", scores, sample.harmful, at)
         cosine = float(cosines(winner.refits[i][None], winner.vector[None])[0])
         table.add(
             "cosine_to_winner", cosine, n=1, unit="cosine", interval=None, prompts="harmful", **at
         )
     for added in done.added:
-        at = {"form": "add", "dose": added.dose}
-        add_scores(table, "harmless", added.scores, sample.harmless, at)
-        found = rates(
-            added.answers.verdicts, added.answers.max_new_tokens, judge.name, clusters["harmless"]
-        )
-        found.add_to(table, prompts="harmless", **at)
+        add_added(table, added, sample, judge, {"form": "add", "dose": added.dose})
     return table
-
-
-def _add_cell(
-    table: Table,
-    cell: Cell,
-    winner: Winner,
-    judge: PhraseJudge,
-    clusters: Mapping[str, Sequence[str]],
-) -> None:
-    at: dict[str, Dimension] = {"form": cell.form, "dose": None}
-    sample = winner.evaluate
-    scores: list[Tensor] = []
-    for side, outcome, resampling in (
-        ("harmful", cell.harmful, sample.harmful),
-        ("harmless", cell.harmless, sample.harmless),
-    ):
-        found = rates(
-            outcome.answers.verdicts, outcome.answers.max_new_tokens, judge.name, clusters[side]
-        )
-        found.add_to(table, prompts=side, **at)
-        if outcome.refusal_score is not None:
-            add_scores(table, side, outcome.refusal_score, resampling, at)
-            scores.append(outcome.refusal_score)
-        _add_mean(table, "kl", outcome.kl, resampling, "nats", side, at)
-        if not outcome.content_is_cross_entropy:
-            _add_mean(table, "content", outcome.content, resampling, "share", side, at)
-    _add_ce(table, winner.evaluated.cross_entropy[cell.form], sample.harmless, at)
-    if scores:
-        verdicts: list[Verdict] = [*cell.harmful.answers.verdicts, *cell.harmless.answers.verdicts]
-        _add_proxy(table, torch.cat(scores), verdicts, at)
-    controls = cell.controls
-    if controls is None:
-        return
-    tokens = cell.harmful.answers.max_new_tokens
-    for metric, side, drawn in (
-        ("refusal_score_controls", "harmful", controls.harmful_score),
-        (f"refusal_rate@{tokens}tok_controls", "harmful", controls.harmful_rate),
-        (f"refusal_rate@{tokens}tok_controls", "harmless", controls.harmless_rate),
-        ("energy_ratio_controls", "harmful", controls.energy_ratio),
-        ("overlap_controls", "harmful", controls.overlap),
-    ):
-        if drawn is None or not len(drawn):
-            continue
-        add_range(
-            table,
-            metric,
-            drawn,
-            "mean over controls; the interval is their range",
-            {"prompts": side, **at},
-        )
-
-
-def _add_mean(
-    table: Table,
-    metric: str,
-    values: Tensor,
-    sample: Resampling,
-    unit: str,
-    side: str,
-    at: Mapping[str, Dimension],
-) -> None:
-    found = estimates(values, sample)
-    add_estimate(table, metric, found, (), f"{unit} (prompts)", {"prompts": side, **at})
-
-
-def add_scores(
-    table: Table, side: str, scores: Tensor, sample: Resampling, at: Mapping[str, Dimension]
-) -> None:
-    _add_mean(table, "refusal_score", scores, sample, SCORE, side, at)
 
 
 def _add_ce(table: Table, values: Tensor, sample: Resampling, at: Mapping[str, Dimension]) -> None:
@@ -152,23 +77,4 @@ def _add_ce(table: Table, values: Tensor, sample: Resampling, at: Mapping[str, D
         )
         return
     unit = "nats per token of own clean answers"
-    _add_mean(table, "cross_entropy", values, sample, unit, "harmless", at)
-
-
-def _add_proxy(
-    table: Table,
-    scores: Tensor,
-    verdicts: Sequence[Verdict],
-    at: Mapping[str, Dimension],
-) -> None:
-    found, n = proxy_auc(scores, verdicts)
-    table.add(
-        "refusal_score_auc",
-        found,
-        n=n,
-        unit="AUC against the judge (prompts)",
-        prompts="both",
-        proxy=proxy_word(found),
-        interval=None,
-        **at,
-    )
+    add_mean(table, "cross_entropy", values, sample, unit, "harmless", at)
