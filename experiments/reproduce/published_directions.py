@@ -50,6 +50,8 @@ from mechsafety.core.scripts import exit_code
 from mechsafety.core.seeding import named_generator
 from mechsafety.linalg.typed import linalg
 from mechsafety.metrics.cka import cka, jackknifed_cka
+from mechsafety.metrics.deals import mean_differences, plan
+from mechsafety.metrics.direction_stacks import refitted
 from mechsafety.metrics.massive_channels import (
     CONTROL_WORDS,
     Control,
@@ -57,11 +59,12 @@ from mechsafety.metrics.massive_channels import (
     without_channels,
 )
 from mechsafety.metrics.matched_controls import control_test
-from mechsafety.metrics.shared_null import jackknifed_cosine, shared_cosines
+from mechsafety.metrics.shared_null import layer_cosines
 from mechsafety.metrics.spectral_intervals import LeaveOut, jackknife_groups
 
 N_DRAWS: Final = 400
 N_SPLITS: Final = 100
+N_FEW_SPLITS: Final = 8
 N_GROUPS: Final = 20
 N_ROTATIONS: Final = 200
 
@@ -249,36 +252,39 @@ def compare_arms(
     group_of_row = torch.cat([groups.harmful, groups.harmless])
     leave_out = LeaveOut.of(groups, group_of_row, torch.zeros(1, dtype=torch.float64))
     controls: tuple[Control, ...] = ("all", "channels_out") if massive else ("all",)
+    # The same deals and splits in every cell, so that cells can be compared.
+    generator = named_generator(seed, "deals and splits")
+    deals = plan(n_harmful, n_harmless, paired, groups, N_DRAWS, N_SPLITS, N_FEW_SPLITS, generator)
     cells: list[dict[str, Any]] = []
     for layer in progress(layers, "layers", len(layers)):
         for control in controls:
             out = massive if control == "channels_out" else []
-            for one, other in itertools.combinations(arms, 2):
-                x, y, z, w = (
-                    without_channels(rows[layer].double(), out)
-                    for rows in (one.harmful, one.harmless, other.harmful, other.harmless)
-                )
-                # The same deals and splits in every cell, so that cells can be compared.
-                generator = named_generator(seed, "deals and splits")
-                found = shared_cosines(x, y, z, w, paired, N_DRAWS, N_SPLITS, generator)
-                low, high = found.null_range()
-                first, second = torch.cat([x, y]), torch.cat([z, w])
+            rows = {arm.name: both_classes(arm, layer, out) for arm in arms}
+            stacks = {
+                name: refitted(mean_differences, both[:, None], deals)
+                for name, both in rows.items()
+            }
+            for one, other in itertools.combinations(rows, 2):
+                found = layer_cosines(stacks[one], stacks[other], deals)
+                low, high = (float(end) for end in found.null_range())
+                first, second = rows[one], rows[other]
+                raw, null = float(found.raw), found.null[:, 0, 0]
                 cells.append(
                     {
-                        "first": one.name,
-                        "second": other.name,
+                        "first": one,
+                        "second": other,
                         "layer": layer,
                         "control": control,
-                        **with_interval("cosine", jackknifed_cosine(x, y, z, w, groups)),
-                        "disjoint": found.disjoint,
-                        "disattenuated": found.disattenuated,
-                        "reliability_first": found.reliability_first,
-                        "reliability_second": found.reliability_second,
-                        "null_mean": float(found.null.mean()),
+                        **with_interval("cosine", found.jackknifed("raw", 0, 0)),
+                        "disjoint": float(found.disjoint),
+                        "disattenuated": finite(found.disattenuated),
+                        "reliability_first": float(found.reliability_first),
+                        "reliability_second": float(found.reliability_second),
+                        "null_mean": float(null.mean()),
                         "null_low": low,
                         "null_high": high,
-                        "excess": found.excess,
-                        **vars_p(found.raw, found.null),
+                        "excess": float(found.excess),
+                        **vars_p(raw, null),
                         **with_interval(
                             "cka", jackknifed_cka(first, second, "unbiased", leave_out)
                         ),
@@ -286,6 +292,17 @@ def compare_arms(
                     }
                 )
     return cells, massive
+
+
+def both_classes(arm: ArmFile, layer: int, out: Sequence[int]) -> Float[Tensor, "row d"]:
+    """Harmful rows, then harmless ones, without the channels in `out`."""
+    both = torch.cat([arm.harmful[layer], arm.harmless[layer]])
+    return without_channels(both.double(), out)
+
+
+def finite(value: Tensor) -> float | None:
+    """A number for JSON, which has no NaN."""
+    return None if bool(value.isnan()) else float(value)
 
 
 def vars_p(value: float, null: Tensor) -> dict[str, float]:

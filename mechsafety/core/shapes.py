@@ -28,6 +28,7 @@ AXES: Final[dict[str, str]] = {
     "side": "the classes of a contrast: harmful first, then harmless",
     "channel": "coordinates of the residual stream, where single coordinates matter",
     "draw": "draws of a null, of a control or of a resampling",
+    "deal": "assignments of the rows to the two classes of a contrast",
     "split": "random halves of a cross-fit",
     "group": "groups of rows that are left out together",
     "token": "tokens in one flat list",

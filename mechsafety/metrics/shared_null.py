@@ -1,247 +1,340 @@
-"""Cosine between two models' mean differences, where the models share prompts and so share noise.
+"""Cosines between two models' directions, where the models share prompts and so share noise.
 
 Two models of one base give nearly the same activation to the same prompt, so the differences of
 *any* two sets of prompts point alike in both: on Llama-2-7B-chat the cosine of two arms is .96,
 and .85 to .94 when the labels say nothing (layer 12, 100 + 100 prompts, two massive channels out).
 Random vectors, or labels permuted in each model apart, would call the whole of it a finding.
+
+Each model is refitted by one `Plan` of deals into a `DirectionStack`; all cosines of two models,
+their null and their intervals are cosines of two stacks.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mechsafety.core.errors import ActivationError, DegenerateDirectionError, SampleError
-from mechsafety.metrics.matched_controls import label_permutations
-from mechsafety.metrics.spectral_intervals import Groups, Jackknifed
-from mechsafety.metrics.spectrum import refuse_non_finite
+from mechsafety.linalg.typed import linalg
+from mechsafety.metrics.best_match import BestMatch, chosen_and_measured, largest
+from mechsafety.metrics.deals import Plan
+from mechsafety.metrics.direction_stacks import DirectionStack
+from mechsafety.metrics.spectral_intervals import Jackknifed
+
+Statistic = Literal["raw", "disjoint", "disattenuated"]
+
+STATISTICS: Final[dict[Statistic, str]] = {
+    "raw": "directions of all prompts, the same in both models: their noise is shared",
+    "disjoint": "half of the prompts in one model, the other half in the other: no shared noise",
+    "disattenuated": "disjoint over the root of the product of reliabilities: no noise at all",
+}
+
+CHUNK: Final = 64
+"""Deals whose unit vectors are held in float64 at once."""
 
 
 @dataclass(frozen=True, slots=True)
-class SharedCosine:
-    """How alike two directions are, and how much of that the prompts alone explain."""
+class LayerCosines:
+    """How alike the directions of two models are, and how much of that the prompts alone explain.
 
-    raw: float
-    """Cosine of the mean differences over all prompts, the same in both models."""
-    disjoint: float
+    Cells of a layer without a direction are NaN.
+    """
+
+    raw: Float[Tensor, "n_first n_second"]
+    """Cosine of the directions of all prompts, the same in both models."""
+    disjoint: Float[Tensor, "n_first n_second"]
     """Cosine of half A of one model with half B of the other, mean over splits and both ways: the
     noise is not shared, and each direction has that of half the prompts."""
-    disattenuated: float | None
-    """`disjoint` / √(product of reliabilities), an estimate without noise that can pass 1; None
+    disattenuated: Float[Tensor, "n_first n_second"]
+    """`disjoint` / √(product of reliabilities), an estimate without noise that can pass 1; NaN
     where a reliability is not above 0, so that there is no direction to speak of."""
-    reliability_first: float
-    """Cosine of halves A and B within the first model, mean over splits: the ceiling of
-    `disjoint` for a model compared with itself."""
-    reliability_second: float
+    reliability_first: Float[Tensor, " n_first"]
+    """Cosine of halves A and B within the first model, mean over splits: the ceiling of `disjoint`
+    for a model compared with itself."""
+    reliability_second: Float[Tensor, " n_second"]
     """As above, of the second model."""
-    null: Float[Tensor, " draw"]
+    null: Float[Tensor, "draw n_first n_second"]
     """`raw` with the same permuted labels in both models."""
+    independent_null: Float[Tensor, "draw n_first n_second"]
+    """`raw` with other permuted labels in each model: a reference line, not the null."""
+    base: Mapping[Statistic, Float[Tensor, "n_first n_second"]]
+    """What the replicates perturb: the statistic with the few splits that they use."""
+    replicates: Mapping[Statistic, Float[Tensor, "group n_first n_second"]]
+    """`base` without each group of rows, the same in both models."""
+    same_half: tuple[
+        Float[Tensor, "split n_first n_second"], Float[Tensor, "split n_first n_second"]
+    ]
+    """Cosine of the directions of half A of both models, and of half B of both."""
+    left_out_same_half: tuple[
+        Float[Tensor, "group n_few n_first n_second"], Float[Tensor, "group n_few n_first n_second"]
+    ]
+    """As above, of the first few splits without each group."""
+    left_out: Float[Tensor, " group"]
+    """Share of the rows in each group."""
+    fingerprint: str
+    """Which rows each group holds."""
 
     @property
-    def excess(self) -> float:
+    def excess(self) -> Float[Tensor, "n_first n_second"]:
         """`raw` less the mean of the null: the value of the finding."""
-        return self.raw - float(self.null.mean())
+        return self.raw - self.null.mean(dim=0)
 
-    def null_range(self, confidence: float = 0.95) -> tuple[float, float]:
+    def null_range(
+        self, confidence: float = 0.95
+    ) -> tuple[Float[Tensor, "n_first n_second"], Float[Tensor, "n_first n_second"]]:
         """Quantiles of the null with this share of the draws between them."""
         tail = (1 - confidence) / 2
-        return float(self.null.quantile(tail)), float(self.null.quantile(1 - tail))
+        return self.null.quantile(tail, dim=0), self.null.quantile(1 - tail, dim=0)
+
+    def has_interval(self, statistic: Statistic) -> Bool[Tensor, "n_first n_second"]:
+        """Cells that are a number, on all rows and without each group."""
+        perturbed = self.replicates[statistic].isfinite().all(dim=0)
+        return self._values(statistic).isfinite() & self.base[statistic].isfinite() & perturbed
+
+    def jackknifed(self, statistic: Statistic, first: int, second: int) -> Jackknifed:
+        """One cell, with what its interval comes from; cells can be subtracted.
+
+        There is no percentile bootstrap of a cosine: repeated rows lengthen the noise that the two
+        models share. The interval of `raw` and `disjoint` covers their expectation at this number
+        of prompts, which is not the cosine of the models; that of `disattenuated` is aimed at it.
+
+        Args:
+            statistic: Which cosine.
+            first: Index of the first model's layer.
+            second: Index of the second model's layer.
+
+        Raises:
+            DegenerateDirectionError: The cell is no number, or not without some group
+                (`has_interval` says where).
+        """
+        if not bool(self.has_interval(statistic)[first, second]):
+            raise DegenerateDirectionError(
+                f"interval of the {statistic} cosine at indices ({first}, {second}) of the "
+                "layers: a model has no direction there, or none that two halves of the prompts "
+                "agree on. Is the site read after the prompt? Ask `has_interval` for the others."
+            )
+        weights = torch.zeros_like(self.raw)
+        weights[first, second] = 1
+        return self._weighted(statistic, weights)
+
+    def contrast(
+        self, statistic: Literal["raw", "disjoint"], weights: Float[Tensor, "n_first n_second"]
+    ) -> tuple[Jackknifed, Float[Tensor, " draw"]]:
+        r"""$\sum_{ij} w_{ij} c_{ij}$, such as matched layers less others, and its null draws.
+
+        The null of `raw` is the shared one. `disjoint` shares no noise, so that its null is the
+        independent one; a single draw of it is noisier than a mean over splits, which makes the
+        test stricter than its level. Labels that say nothing leave nothing to disattenuate.
+
+        Args:
+            statistic: Which cosine.
+            weights: Of each cell (`matched_weights`); cells of weight 0 may be NaN.
+
+        Raises:
+            DegenerateDirectionError: A cell of other weight has no interval, or all weights are 0.
+        """
+        used = weights != 0
+        missing = used & ~self.has_interval(statistic)
+        if bool(missing.any()) or not bool(used.any()):
+            cells = [(int(i), int(j)) for i, j in missing.nonzero()]
+            raise DegenerateDirectionError(
+                f"contrast of {statistic} cosines: of {int(used.sum())} cells with a weight, "
+                f"{len(cells)} have no interval (indices {cells[:6]}). Give weight to cells where "
+                "`has_interval` holds, at least one."
+            )
+        null = self.null if statistic == "raw" else self.independent_null
+        return self._weighted(statistic, weights), null[:, used] @ weights.double()[used]
+
+    def matched_weights(
+        self, statistic: Statistic, matched: Bool[Tensor, "n_first n_second"]
+    ) -> Float[Tensor, "n_first n_second"]:
+        """Weights of the mean over `matched` cells less the mean over the others.
+
+        Other cells without an interval have weight 0.
+
+        Raises:
+            DegenerateDirectionError: A matched cell has no interval, or no cell is matched, or no
+                other is left.
+        """
+        usable = self.has_interval(statistic)
+        others = ~matched & usable
+        if not bool(matched.any() & others.any()) or bool((matched & ~usable).any()):
+            raise DegenerateDirectionError(
+                f"matched less other cells of the {statistic} cosine: {int(matched.sum())} cells "
+                f"matched, {int((matched & ~usable).sum())} of them without an interval, and "
+                f"{int(others.sum())} others. Match cells where `has_interval` holds, and not all."
+            )
+        return matched.double() / matched.sum() - others.double() / others.sum()
+
+    def best_match(self) -> BestMatch:
+        """For each layer of the first model, the most similar one of the second.
+
+        Chosen on half A of both models and measured on half B of both, and the other way round, so
+        the value is a raw cosine at half the prompts, without the optimism of a choice.
+        """
+        shares, values = chosen_and_measured(*self.same_half)
+        n_few = self.left_out_same_half[0].shape[1]
+        _, few = chosen_and_measured(*(half[:n_few] for half in self.same_half))
+        _, without = chosen_and_measured(*self.left_out_same_half)
+        return BestMatch(
+            frequency=shares.mean(dim=0),
+            value=values.mean(dim=0),
+            null=largest(self.null),
+            base=few.mean(dim=0),
+            replicates=without.mean(dim=1),
+            left_out=self.left_out,
+            fingerprint=self.fingerprint,
+        )
+
+    def _weighted(self, statistic: Statistic, weights: Tensor) -> Jackknifed:
+        used = weights != 0
+        w = weights.double()[used]
+        reach = float("inf") if statistic == "disattenuated" else float(w.abs().sum())
+        return Jackknifed(
+            value=float(self._values(statistic)[used] @ w),
+            base=float(self.base[statistic][used] @ w),
+            replicates=self.replicates[statistic][:, used] @ w,
+            left_out=self.left_out,
+            fingerprint=self.fingerprint,
+            lowest=-reach,
+            highest=reach,
+        )
+
+    def _values(self, statistic: Statistic) -> Tensor:
+        values = {
+            "raw": self.raw,
+            "disjoint": self.disjoint,
+            "disattenuated": self.disattenuated,
+        }
+        return values[statistic]
 
 
-def shared_cosines(
-    first_harmful: Float[Tensor, "n_harmful d"],
-    first_harmless: Float[Tensor, "n_harmless d"],
-    second_harmful: Float[Tensor, "n_second_harmful n_width"],
-    second_harmless: Float[Tensor, "n_second_harmless n_width"],
-    paired: bool,
-    n_draws: int,
-    n_splits: int,
-    generator: torch.Generator,
-) -> SharedCosine:
-    r"""Raw, disjoint and disattenuated cosine of two mean differences, with their shared null.
+def layer_cosines(first: DirectionStack, second: DirectionStack, plan: Plan) -> LayerCosines:
+    r"""Every layer of one model with every layer of the other, in three cosines and their null.
 
-    The null deals all rows anew into two classes of the same sizes, across pairs, with the same
-    deal in both models. A split halves each class by the same prompts in both models.
-    Leave massive channels out of both models first: they are part of what the two share.
+    `raw` shares the noise of the prompts between the models; `disjoint`, mean over splits and both
+    ways of $\cos(A_1, B_2)$, does not, but each direction has the noise of half the prompts;
+    `disattenuated` divides that by $\sqrt{\rho_1 \rho_2}$, $\rho = \cos(A, B)$ within a model
+    (Spearman 1904). A model with itself gives the ceiling: its `disjoint` is its reliability. The
+    value of a finding is the excess of `raw` over the shared null, or `disattenuated` itself.
 
-    Everything is a quadratic form of three Gram matrices, so neither draws nor splits touch the d
-    channels. Held: `8 · n · (2 d + 3 n + n_draws)` bytes, n the prompts of both classes; float64.
+    Cells of a layer that has no direction on all rows are NaN throughout. Computed in float64 by
+    64 deals at a time: `8 · 64 · d · layers` bytes a model, and
+    `16 · deals · n_first · n_second` for what is kept.
 
     Args:
-        first_harmful: One activation a prompt, one model.
-        first_harmless: As above.
-        second_harmful: The other model on the same prompts in the same order, of the same width;
-            carry rows of another width over first (`linalg.align`).
-        second_harmless: As above.
-        paired: Row i of the classes is a pair, which goes into one half as a whole.
-        n_draws: At least 200 for a range with two digits.
-        n_splits: At least 50.
-        generator: Draws deals and splits.
+        first: `refitted` under `plan`, or carried into the second's space (`through`).
+        second: As above; the layers need not be as many.
+        plan: What both were refitted by.
 
     Raises:
-        ActivationError: Models of other counts or widths, classes of under 4 rows or (paired) of
-            other counts, or rows that are not finite.
-        SampleError: No draws or splits.
-        DegenerateDirectionError: A model's two means are equal.
+        ActivationError: Directions of other widths.
+        SampleError: A stack of another plan.
     """
-    if min(n_draws, n_splits) < 1:
+    _check(first, second, plan)
+    halves = _HalfCosines.of(first.halves, second.halves)
+    few = halves.first(plan.n_few_splits)
+    without = _HalfCosines.of(first.left_out_halves, second.left_out_halves)
+    without = without.by_group(plan.groups.n_groups)
+    raw = _cosines(first.whole[None], second.whole[None])[0]
+    of_first, of_second = halves.reliabilities()
+    return LayerCosines(
+        raw=raw,
+        disjoint=halves.disjoint(),
+        disattenuated=halves.disattenuated(),
+        reliability_first=of_first,
+        reliability_second=of_second,
+        null=_cosines(first.permuted, second.permuted),
+        independent_null=_cosines(first.permuted, second.permuted.roll(1, dims=0)),
+        base={"raw": raw, "disjoint": few.disjoint(), "disattenuated": few.disattenuated()},
+        replicates={
+            "raw": _cosines(first.left_out, second.left_out),
+            "disjoint": without.disjoint(),
+            "disattenuated": without.disattenuated(),
+        },
+        same_half=(halves.both_a, halves.both_b),
+        left_out_same_half=(without.both_a, without.both_b),
+        left_out=(plan.left_out.weights == 0).double().mean(1),
+        fingerprint=plan.groups.fingerprint,
+    )
+
+
+class _HalfCosines(NamedTuple):
+    """Cosines of halves, split by split; after `by_group`, group by group and split by split."""
+
+    across: Tensor
+    """[..., split, n_first, n_second]: half A of one, half B of the other, both ways."""
+    of_first: Tensor
+    """[..., split, n_first]: half A with half B of the first model."""
+    of_second: Tensor
+    """As above, of the second."""
+    both_a: Tensor
+    """[..., split, n_first, n_second]: half A of both."""
+    both_b: Tensor
+    """Half B of both."""
+
+    @staticmethod
+    def of(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> "_HalfCosines":
+        across = (_cosines(first[0], second[1]) + _cosines(first[1], second[0])) / 2
+        within = [
+            torch.cat([(_unit(a) * _unit(b)).sum(dim=-1).cpu() for a, b in _chunks(*halves)])
+            for halves in (first, second)
+        ]
+        same = _cosines(first[0], second[0]), _cosines(first[1], second[1])
+        return _HalfCosines(across, within[0], within[1], *same)
+
+    def first(self, n_splits: int) -> "_HalfCosines":
+        return _HalfCosines(*(each[:n_splits] for each in self))
+
+    def by_group(self, n_groups: int) -> "_HalfCosines":
+        return _HalfCosines(*(each.unflatten(0, (n_groups, -1)) for each in self))
+
+    def disjoint(self) -> Tensor:
+        return self.across.mean(dim=-3)
+
+    def reliabilities(self) -> tuple[Tensor, Tensor]:
+        return self.of_first.mean(dim=-2), self.of_second.mean(dim=-2)
+
+    def disattenuated(self) -> Tensor:
+        of_first, of_second = self.reliabilities()
+        # Without a reproducible direction there is nothing to divide by: NaN, also for two
+        # reliabilities below 0, whose product would look fine.
+        noise = of_first.where(of_first > 0, torch.nan)[..., :, None].sqrt()
+        return self.disjoint() / (
+            noise * of_second.where(of_second > 0, torch.nan)[..., None, :].sqrt()
+        )
+
+
+def _cosines(
+    first: Float[Tensor, "deal n_first d"], second: Float[Tensor, "deal n_second d"]
+) -> Float[Tensor, "deal n_first n_second"]:
+    """Of every layer with every layer, deal by deal; NaN where a vector is zero."""
+    found = [(_unit(x) @ _unit(y).mT).clamp(-1, 1).cpu() for x, y in _chunks(first, second)]
+    return torch.cat(found)
+
+
+def _chunks(first: Tensor, second: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    for start in range(0, len(first), CHUNK):
+        yield first[start : start + CHUNK], second[start : start + CHUNK]
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    wide = vectors.double()
+    return wide / linalg.vector_norm(wide, dim=-1)[..., None]
+
+
+def _check(first: DirectionStack, second: DirectionStack, plan: Plan) -> None:
+    if first.whole.shape[1] != second.whole.shape[1]:
+        raise ActivationError(
+            f"cosines of two models: widths {first.whole.shape[1]} and {second.whole.shape[1]}. "
+            "Directions of other widths have no cosine; fit a map on neutral prompts and carry one "
+            "over (mechsafety.linalg.align, DirectionStack.through)."
+        )
+    if {first.fingerprint, second.fingerprint} != {plan.fingerprint}:
         raise SampleError(
-            f"cosine with a shared null: {n_draws} draws and {n_splits} splits; expected at least "
-            "one of each, and some hundreds of draws for a range."
+            "cosines of two models: their directions were refitted by other plans, so they share "
+            "neither permuted labels nor halves. Refit both by one plan, on one list of prompts."
         )
-    grams = _grams(first_harmful, first_harmless, second_harmful, second_harmless, paired)
-    n_harmful, n_harmless = len(first_harmful), len(first_harmless)
-    labels = _contrast(torch.ones(n_harmful), torch.ones(n_harmless))
-    order = label_permutations(len(labels), n_draws, generator).to(grams.across.device)
-    null = grams.cosines(labels.to(grams.across)[order])
-    a, b = _halves(n_harmful, n_harmless, paired, n_splits, generator, grams.across)
-    reliability_first = float(_bilinear(grams.first, a, b).mean())
-    reliability_second = float(_bilinear(grams.second, a, b).mean())
-    both_ways = _bilinear_across(grams, a, b) + _bilinear_across(grams, b, a)
-    disjoint = float(both_ways.mean()) / 2
-    reliable = reliability_first > 0 and reliability_second > 0
-    noise = (reliability_first * reliability_second) ** 0.5 if reliable else None
-    return SharedCosine(
-        raw=float(grams.cosines(labels.to(grams.across)[None])),
-        disjoint=disjoint,
-        disattenuated=None if noise is None else disjoint / noise,
-        reliability_first=reliability_first,
-        reliability_second=reliability_second,
-        null=null.cpu(),
-    )
-
-
-def jackknifed_cosine(
-    first_harmful: Float[Tensor, "n_harmful d"],
-    first_harmless: Float[Tensor, "n_harmless d"],
-    second_harmful: Float[Tensor, "n_second_harmful n_width"],
-    second_harmless: Float[Tensor, "n_second_harmless n_width"],
-    groups: Groups,
-) -> Jackknifed:
-    """The raw cosine with its delete-group replicates, the same rows left out of both models.
-
-    Cells with the same groups can be subtracted. Cosines have no percentile bootstrap: repeated
-    rows lengthen the noise that the two models share.
-
-    Raises:
-        ActivationError: As `shared_cosines`, or groups of other counts of rows.
-        DegenerateDirectionError: As `shared_cosines`.
-    """
-    if (len(groups.harmful), len(groups.harmless)) != (len(first_harmful), len(first_harmless)):
-        raise ActivationError(
-            f"cosine with left-out groups: groups of {len(groups.harmful)} + "
-            f"{len(groups.harmless)} rows for {len(first_harmful)} + {len(first_harmless)} "
-            "activations. Make the groups for these rows."
-        )
-    grams = _grams(first_harmful, first_harmless, second_harmful, second_harmless, paired=False)
-    kept_harmful, kept_harmless = groups.kept(groups.harmful), groups.kept(groups.harmless)
-    all_rows = _contrast(torch.ones(len(first_harmful)), torch.ones(len(first_harmless)))
-    weights = torch.cat([all_rows[None], _contrast(kept_harmful, kept_harmless)])
-    values = grams.cosines(weights.to(grams.across)).cpu()
-    kept = torch.cat([kept_harmful, kept_harmless], dim=1)
-    return Jackknifed(
-        value=float(values[0]),
-        base=float(values[0]),
-        replicates=values[1:],
-        left_out=1 - kept.mean(1),
-        fingerprint=groups.fingerprint,
-        lowest=-1.0,
-        highest=1.0,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Grams:
-    """Inner products of rows, harmful first, within each model and across the two."""
-
-    first: Float[Tensor, "row row"]
-    second: Float[Tensor, "row row"]
-    across: Float[Tensor, "row row"]
-
-    def cosines(self, weights: Float[Tensor, "draw row"]) -> Float[Tensor, " draw"]:
-        """Cosine of the two models' weighted sums of rows, for each set of weights."""
-        return _bilinear_across(self, weights, weights)
-
-
-def _bilinear_across(grams: _Grams, of_first: Tensor, of_second: Tensor) -> Tensor:
-    product = ((of_first @ grams.across) * of_second).sum(-1)
-    return product / (_sizes(grams.first, of_first) * _sizes(grams.second, of_second))
-
-
-def _bilinear(gram: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    product = ((one @ gram) * other).sum(-1)
-    return product / (_sizes(gram, one) * _sizes(gram, other))
-
-
-def _sizes(gram: Tensor, weights: Tensor) -> Tensor:
-    squares = ((weights @ gram) * weights).sum(-1)
-    # Rounding leaves about this much of a difference that is zero.
-    if bool((squares <= 1e-14 * gram.diagonal().mean()).any()):
-        raise DegenerateDirectionError(
-            "cosine of mean differences: in one model the two classes, or two halves of them, have "
-            "the same mean, so there is no direction. Check that the site is read after the prompt."
-        )
-    return squares.sqrt()
-
-
-def _contrast(harmful: Tensor, harmless: Tensor) -> Tensor:
-    """Weights of all rows for the mean of the marked harmful less that of the marked harmless."""
-    x, y = harmful.double(), harmless.double()
-    return torch.cat([x / x.sum(-1, keepdim=True), -y / y.sum(-1, keepdim=True)], dim=-1)
-
-
-def _halves(
-    n_harmful: int,
-    n_harmless: int,
-    paired: bool,
-    n_splits: int,
-    generator: torch.Generator,
-    like: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Weights of halves A and B for every split; of an odd count A has one row less."""
-
-    def marks(n: int) -> Tensor:
-        rank = torch.rand(n_splits, n, generator=generator, device=generator.device).argsort(1)
-        return (rank < n // 2).to(like)
-
-    harmful = marks(n_harmful)
-    harmless = harmful if paired else marks(n_harmless)
-    a = _contrast(harmful, harmless)
-    return a, _contrast(1 - harmful, 1 - harmless)
-
-
-def _grams(
-    first_harmful: Tensor,
-    first_harmless: Tensor,
-    second_harmful: Tensor,
-    second_harmless: Tensor,
-    paired: bool,
-) -> _Grams:
-    n_harmful, n_harmless = len(first_harmful), len(first_harmless)
-    if (n_harmful, n_harmless) != (len(second_harmful), len(second_harmless)):
-        raise ActivationError(
-            f"cosine with a shared null: {n_harmful} + {n_harmless} prompts in the first model and "
-            f"{len(second_harmful)} + {len(second_harmless)} in the second. Row i of both must "
-            "come from the same prompt; collect both models on one list."
-        )
-    if first_harmful.shape[1] != second_harmful.shape[1]:
-        raise ActivationError(
-            f"cosine with a shared null: widths {first_harmful.shape[1]} and "
-            f"{second_harmful.shape[1]}. Directions of other widths have no cosine; fit a map on "
-            "neutral prompts and carry one over (mechsafety.linalg.align)."
-        )
-    if min(n_harmful, n_harmless) < 4 or (paired and n_harmful != n_harmless):
-        raise ActivationError(
-            f"cosine with a shared null: {n_harmful} harmful and {n_harmless} harmless prompts"
-            f"{' as pairs' if paired else ''}; expected at least 4 of each, and as many of one as "
-            "of the other where they are pairs."
-        )
-    models: list[Tensor] = []
-    for harmful, harmless in ((first_harmful, first_harmless), (second_harmful, second_harmless)):
-        both = torch.cat([harmful.double(), harmless.double()])
-        refuse_non_finite(both, "cosine with a shared null")
-        # Contrasts do not see a common shift, but inner products lose digits to a large one.
-        models.append(both - both.mean(dim=0))
-    x, y = models
-    return _Grams(x @ x.T, y @ y.T, x @ y.T)

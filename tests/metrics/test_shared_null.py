@@ -1,6 +1,7 @@
 """Shared prompts make unrelated directions look alike, and the shared null says so."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,28 +11,40 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from mechsafety.core.errors import ActivationError, DegenerateDirectionError, SampleError
+from mechsafety.metrics.deals import Plan, mean_differences, plan
+from mechsafety.metrics.direction_stacks import DirectionStack, refitted
 from mechsafety.metrics.massive_channels import without_channels
-from mechsafety.metrics.shared_null import SharedCosine, jackknifed_cosine, shared_cosines
+from mechsafety.metrics.shared_null import LayerCosines, Statistic, layer_cosines
 from mechsafety.metrics.spectral_intervals import jackknife_groups
 
 N_HARMFUL, N_HARMLESS, D = 31, 26, 40
-N_DRAWS, N_SPLITS = 300, 60
-Classes = tuple[Tensor, Tensor]
+N = N_HARMFUL + N_HARMLESS
+N_DRAWS, N_SPLITS, N_FEW, N_GROUPS = 300, 60, 4, 6
+STATISTICS: tuple[Statistic, ...] = ("raw", "disjoint", "disattenuated")
 
 
 def gaussian(generator: torch.Generator, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
+def planned(
+    n_harmful: int = N_HARMFUL, n_harmless: int = N_HARMLESS, paired: bool = False, seed: int = 4
+) -> Plan:
+    generator = torch.Generator().manual_seed(seed)
+    groups = jackknife_groups(n_harmful, n_harmless, N_GROUPS, torch.Generator().manual_seed(9))
+    return plan(n_harmful, n_harmless, paired, groups, N_DRAWS, N_SPLITS, N_FEW, generator)
+
+
 def models(
     generator: torch.Generator, shifts: tuple[Tensor, Tensor], own: float
-) -> tuple[Classes, Classes]:
-    """Two models that see the same prompts, each with its own shift and noise, far from zero."""
-    common = gaussian(generator, N_HARMFUL + N_HARMLESS, D)
-    found: list[Classes] = []
+) -> tuple[Tensor, Tensor]:
+    """Rows of two models on the same prompts, each with its shift and noise, far from zero."""
+    common = gaussian(generator, N, D)
+    found: list[Tensor] = []
     for shift in shifts:
-        rows = common + own * gaussian(generator, len(common), D) + 70
-        found.append((rows[:N_HARMFUL] + shift, rows[N_HARMFUL:]))
+        rows = common + own * gaussian(generator, N, D) + 70
+        rows[:N_HARMFUL] += shift
+        found.append(rows)
     return found[0], found[1]
 
 
@@ -40,13 +53,14 @@ def planted(generator: torch.Generator, cosine: float, size: float) -> tuple[Ten
     return size * Q[:, 0], size * (cosine * Q[:, 0] + (1 - cosine**2) ** 0.5 * Q[:, 1])
 
 
-def measured(first: Classes, second: Classes, paired: bool = False, seed: int = 4) -> SharedCosine:
-    generator = torch.Generator().manual_seed(seed)
-    return shared_cosines(*first, *second, paired, N_DRAWS, N_SPLITS, generator)
+def stack(rows: Tensor, deals: Plan) -> DirectionStack:
+    """Of rows of one layer or of several."""
+    return refitted(mean_differences, rows[:, None] if rows.ndim == 2 else rows, deals)
 
 
-def shift_of(harmful: Tensor, harmless: Tensor) -> Tensor:
-    return harmful.mean(0) - harmless.mean(0)
+def measured(first: Tensor, second: Tensor, deals: Plan | None = None) -> LayerCosines:
+    deals = deals or planned()
+    return layer_cosines(stack(first, deals), stack(second, deals), deals)
 
 
 def test_without_any_shift_two_models_agree_and_only_the_shared_null_explains_it(
@@ -54,134 +68,317 @@ def test_without_any_shift_two_models_agree_and_only_the_shared_null_explains_it
 ) -> None:
     nothing = torch.zeros(D).double()
     found = measured(*models(generator, (nothing, nothing), own=0.3))
-    assert found.raw > 0.8  # random vectors would give 1 / √40
     low, high = found.null_range()
-    assert 0.8 < low < found.raw < high
-    assert abs(found.excess) < 0.1
-    assert abs(found.disjoint) < 0.25  # other prompts, no agreement
+    assert float(found.raw) > 0.8  # random vectors would give 1 / √40
+    assert 0.8 < float(low) < float(found.raw) < float(high)
+    assert abs(float(found.excess)) < 0.1
+    assert abs(float(found.disjoint)) < 0.25  # other prompts, no agreement
+    # Labels permuted apart would have called it a finding.
+    assert float(found.independent_null.abs().max()) < float(found.raw)
+    assert float(found.independent_null.mean()) == pytest.approx(0, abs=0.05)
 
 
 def test_the_cosine_that_was_planted_comes_back_disattenuated_where_raw_is_too_high(
     generator: torch.Generator,
 ) -> None:
     drawn = [
-        measured(*models(generator, planted(generator, 0.5, 3.0), own=0.3), seed=seed)
+        measured(*models(generator, planted(generator, 0.5, 3.0), own=0.3), planned(seed=seed))
         for seed in range(8)
     ]
 
     def mean(name: str) -> float:
-        return sum(getattr(each, name) for each in drawn) / len(drawn)
+        return sum(float(getattr(each, name)) for each in drawn) / len(drawn)
 
     assert mean("raw") > 0.57
     assert mean("disjoint") < 0.45
     assert mean("disattenuated") == pytest.approx(0.5, abs=0.04)
 
 
+def three_and_two_layers(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    layers = [
+        models(generator, planted(generator, cosine, 2.0), own=0.5) for cosine in (0.5, 0.1, 0.9)
+    ]
+    return torch.stack([x for x, _ in layers], 1), torch.stack([y for _, y in layers[:2]], 1)
+
+
+def test_every_cell_is_that_of_its_two_layers_alone(generator: torch.Generator) -> None:
+    first, second = three_and_two_layers(generator)
+    found = measured(first, second)
+    assert found.raw.shape == (3, 2)
+    for i in range(3):
+        for j in range(2):
+            alone = measured(first[:, i], second[:, j])
+            torch.testing.assert_close(found.null[:, i, j], alone.null[:, 0, 0])
+            apart = alone.independent_null[:, 0, 0]
+            torch.testing.assert_close(found.independent_null[:, i, j], apart)
+            assert float(found.reliability_first[i]) == pytest.approx(
+                float(alone.reliability_first)
+            )
+            assert float(found.reliability_second[j]) == pytest.approx(
+                float(alone.reliability_second)
+            )
+            for name in STATISTICS:
+                one, other = found.jackknifed(name, i, j), alone.jackknifed(name, 0, 0)
+                assert one.value == pytest.approx(other.value)
+                assert one.standard_error == pytest.approx(other.standard_error)
+
+
+def shift_of(rows: Tensor) -> Tensor:
+    return rows[:N_HARMFUL].mean(0) - rows[N_HARMFUL:].mean(0)
+
+
 def test_every_number_is_that_of_the_rows_themselves(generator: torch.Generator) -> None:
     first, second = models(generator, planted(generator, 0.5, 2.0), own=0.5)
-    found = measured(first, second)
-    expected = cosine_similarity(shift_of(*first), shift_of(*second), dim=0)
-    assert found.raw == pytest.approx(float(expected))
-    assert found.null.shape == (N_DRAWS,)
-    rows = torch.cat(first), torch.cat(second)
-    order = torch.randperm(len(rows[0]), generator=torch.Generator().manual_seed(4))
-    weights = torch.tensor([1 / N_HARMFUL] * N_HARMFUL + [-1 / N_HARMLESS] * N_HARMLESS).double()
-    weights = weights[order]
-    dealt = cosine_similarity(weights @ rows[0], weights @ rows[1], dim=0)
-    assert float(found.null[0]) == pytest.approx(float(dealt))
+    deals = planned()
+    found = measured(first, second, deals)
+    expected = cosine_similarity(shift_of(first), shift_of(second), dim=0)
+    assert float(found.raw) == pytest.approx(float(expected))
+    assert found.null.shape == (N_DRAWS, 1, 1)
+
+    def dealt(weights: Tensor, others: Tensor, x: Tensor = first, y: Tensor = second) -> Tensor:
+        return cosine_similarity(weights @ x, others @ y, dim=1)
+
+    a, b = (half.weights for half in deals.halves)
+    permuted = deals.permuted.weights
+    torch.testing.assert_close(found.null[:, 0, 0], dealt(permuted, permuted))
+    across = (dealt(a, b).mean() + dealt(b, a).mean()) / 2
+    assert float(found.disjoint) == pytest.approx(float(across))
+    reliabilities = dealt(a, b, first, first).mean(), dealt(a, b, second, second).mean()
+    assert float(found.reliability_first) == pytest.approx(float(reliabilities[0]))
+    assert float(found.reliability_second) == pytest.approx(float(reliabilities[1]))
+    noise = float(reliabilities[0] * reliabilities[1]) ** 0.5
+    assert float(found.disattenuated) == pytest.approx(float(across) / noise)
+
+
+def numbers(found: LayerCosines) -> Tensor:
+    parts = [found.raw, found.disjoint, found.disattenuated, found.null]
+    parts += [found.reliability_first, found.reliability_second, found.independent_null]
+    parts += [*found.replicates.values(), *found.same_half]
+    return torch.cat([part.flatten() for part in parts])
+
+
+def test_rotation_shift_scale_and_other_names_of_the_classes_change_nothing(
+    generator: torch.Generator,
+) -> None:
+    first, second = three_and_two_layers(generator)
+    deals = planned()
+    found = numbers(measured(first, second, deals))
     Q, _ = torch.linalg.qr(gaussian(generator, D, D))
-    turned = measured((first[0] @ Q + 9, first[1] @ Q + 9), (5 * second[0] @ Q, 5 * second[1] @ Q))
-    torch.testing.assert_close(turned.null, found.null)
-    for name in ("raw", "disjoint", "disattenuated", "reliability_first", "reliability_second"):
-        assert getattr(turned, name) == pytest.approx(getattr(found, name))
+    turned = numbers(measured(first @ Q + 9, 5 * second @ Q, deals))
+    torch.testing.assert_close(turned, found)
+    torch.testing.assert_close(numbers(measured(-first, -second, deals)), found)
+    # Turned in one model alone, and carried back by the same turn.
+    carried = stack(second @ Q, deals).through([Q.T, Q.T])
+    torch.testing.assert_close(numbers(layer_cosines(stack(first, deals), carried, deals)), found)
+
+
+def test_half_precision_rows_keep_the_digits_that_they_have(generator: torch.Generator) -> None:
+    first, second = models(generator, planted(generator, 0.5, 2.0), own=0.5)
+    half, wide = first.half(), first.half().double()
+    torch.testing.assert_close(
+        numbers(measured(half, second)), numbers(measured(wide, second)), atol=1e-6, rtol=0
+    )
 
 
 def test_a_model_against_itself_is_at_its_ceiling(generator: torch.Generator) -> None:
     first, _ = models(generator, planted(generator, 0.5, 2.0), own=0.5)
     found = measured(first, first)
-    assert 0.3 < found.reliability_first < 0.95
-    assert found.raw == pytest.approx(1)
-    torch.testing.assert_close(found.null, torch.ones(N_DRAWS).double())
-    assert found.disjoint == pytest.approx(found.reliability_first)
-    assert found.disattenuated == pytest.approx(1)
+    assert 0.3 < float(found.reliability_first) < 0.95
+    assert float(found.raw) == pytest.approx(1)
+    torch.testing.assert_close(found.null, torch.ones(N_DRAWS, 1, 1).double())
+    assert float(found.disjoint) == pytest.approx(float(found.reliability_first))
+    assert float(found.disattenuated) == pytest.approx(1)
+
+
+def test_two_models_that_differ_by_noise_alone_are_one_when_disattenuated(
+    generator: torch.Generator,
+) -> None:
+    shift = planted(generator, 1.0, 3.0)[0]
+    drawn = [measured(*models(generator, (shift, shift), own=0.7)) for _ in range(8)]
+    assert max(float(each.disjoint) for each in drawn) < 0.85
+    assert sum(float(each.disattenuated) for each in drawn) / 8 == pytest.approx(1, abs=0.04)
 
 
 def test_a_direction_with_the_other_sign_is_minus_one(generator: torch.Generator) -> None:
-    (harmful, harmless), _ = models(generator, planted(generator, 0.5, 2.0), own=0.5)
-    found = measured((harmful, harmless), (-harmful, -harmless))
-    assert found.raw == pytest.approx(-1)
-    assert found.disattenuated == pytest.approx(-1)
+    first, _ = models(generator, planted(generator, 0.5, 2.0), own=0.5)
+    found = measured(first, -first)
+    assert float(found.raw) == pytest.approx(-1)
+    assert float(found.disattenuated) == pytest.approx(-1)
+
+
+def test_unrelated_models_lie_inside_the_null(generator: torch.Generator) -> None:
+    above = 0
+    for seed in range(40):
+        first, second = (gaussian(generator, N, D) + 70 for _ in range(2))
+        found = measured(first, second, planned(seed=seed))
+        low, high = found.null_range()
+        above += not float(low) <= float(found.raw) <= float(high)
+        assert float(found.null.std()) == pytest.approx(D**-0.5, rel=0.3)
+    assert above <= 6  # 2 of 40 expected
 
 
 def test_pairs_go_into_one_half_so_that_their_common_part_cancels(
     generator: torch.Generator,
 ) -> None:
-    topic = 10 * gaussian(generator, N_HARMLESS, D)
+    n = N_HARMLESS
+    topic = 10 * gaussian(generator, n, D)
     shift = planted(generator, 1.0, 2.0)[0]
-    harmful = topic + shift + 0.5 * gaussian(generator, N_HARMLESS, D)
-    harmless = topic + 0.5 * gaussian(generator, N_HARMLESS, D)
-    twins, lists = (measured((harmful, harmless), (harmful, harmless), p) for p in (True, False))
-    assert lists.reliability_first < 0.5
-    assert twins.reliability_first > 0.7
+    harmful = topic + shift + 0.5 * gaussian(generator, n, D)
+    rows = torch.cat([harmful, topic + 0.5 * gaussian(generator, n, D)])
+    twins, lists = (measured(rows, rows, planned(n, n, paired)) for paired in (True, False))
+    assert float(lists.reliability_first) < 0.5
+    assert float(twins.reliability_first) > 0.7
 
 
 def test_without_a_reproducible_direction_nothing_is_disattenuated() -> None:
     # Mirror images: half A always has the mean that half B has not.
-    rows = torch.zeros(4, D).double()
-    rows[:, :4] = 10 * torch.eye(4).double()
-    mirrored = rows - rows.mean(0)
-    mirrored[:, 9] = 0.1
-    found = measured((mirrored, 0 * mirrored), (mirrored, 0 * mirrored))
-    assert found.reliability_first < 0
-    assert found.disattenuated is None
+    rows = torch.zeros(8, D).double()
+    mirrored = 10 * torch.eye(4).double()
+    rows[:4, :4] = mirrored - mirrored.mean(0)
+    rows[:4, 9] = 0.1
+    rows[4:, 20] = torch.tensor([1e-9, 2e-9, 3e-9, 5e-9])
+    groups = jackknife_groups(4, 4, 4, torch.Generator().manual_seed(1))
+    deals = plan(4, 4, True, groups, 20, 10, 4, torch.Generator().manual_seed(1))
+    found = measured(rows, rows, deals)
+    assert float(found.reliability_first) < 0
+    assert bool(found.disattenuated.isnan())
+    assert not bool(found.has_interval("disattenuated"))
+    with pytest.raises(DegenerateDirectionError, match=r"disattenuated cosine at indices \(0, 0\)"):
+        found.jackknifed("disattenuated", 0, 0)
+
+
+def test_a_layer_without_a_direction_is_nan_and_the_others_are_untouched(
+    generator: torch.Generator,
+) -> None:
+    first, second = three_and_two_layers(generator)
+    whole = measured(first, second)
+    blank = first.clone()
+    blank[:, 1] = 0.1  # a template token at layer 0: the same for every prompt
+    found = measured(blank, second)
+    for tensor in (found.raw, found.disjoint, found.disattenuated, found.null[0], found.excess):
+        assert tensor[1].isnan().all()
+        assert not tensor[[0, 2]].isnan().any()
+    assert torch.equal(found.raw[[0, 2]], whole.raw[[0, 2]])
+    assert torch.equal(found.null[:, [0, 2]], whole.null[:, [0, 2]])
+    for name in STATISTICS:
+        assert found.has_interval(name).tolist() == [[True, True], [False, False], [True, True]]
+    with pytest.raises(DegenerateDirectionError, match=r"raw cosine at indices \(1, 0\)"):
+        found.jackknifed("raw", 1, 0)
+    match = found.best_match()
+    assert match.value.isnan().tolist() == [False, True, False]
+    assert match.null[:, 1].isnan().all()
+    with pytest.raises(DegenerateDirectionError, match=r"index 1 of the first"):
+        match.jackknifed(1)
 
 
 def test_the_interval_leaves_the_same_rows_out_of_both(generator: torch.Generator) -> None:
     first, second = models(generator, planted(generator, 0.5, 2.0), own=0.5)
-    groups = jackknife_groups(N_HARMFUL, N_HARMLESS, 6, generator)
-    found = jackknifed_cosine(*first, *second, groups)
-    assert found.value == pytest.approx(measured(first, second).raw)
-    for group in range(groups.n_groups):
-        x, y = groups.harmful != group, groups.harmless != group
-        left = [shift_of(harmful[x], harmless[y]) for harmful, harmless in (first, second)]
+    deals = planned()
+    found = measured(first, second, deals).jackknifed("raw", 0, 0)
+    kept = deals.left_out.weights != 0
+    for group in range(deals.groups.n_groups):
+        x, y = kept[group, :N_HARMFUL], kept[group, N_HARMFUL:]
+        left = [
+            rows[:N_HARMFUL][x].mean(0) - rows[N_HARMFUL:][y].mean(0) for rows in (first, second)
+        ]
         expected = cosine_similarity(*left, dim=0)
         assert float(found.replicates[group]) == pytest.approx(float(expected))
     interval = found.interval()
     assert interval.low < found.value < interval.high
-    with pytest.raises(ActivationError, match=r"groups of 31 \+ 26 rows for 30 \+ 26"):
-        jackknifed_cosine(first[0][1:], first[1], second[0][1:], second[1], groups)
+    torch.testing.assert_close(found.left_out, 1 - kept.double().mean(1))
+
+
+def test_replicates_of_halves_perturb_the_same_few_splits(generator: torch.Generator) -> None:
+    first, second = models(generator, planted(generator, 0.5, 2.0), own=0.5)
+    deals = planned()
+    cell = measured(first, second, deals).jackknifed("disjoint", 0, 0)
+
+    def disjoint(a: Tensor, b: Tensor) -> float:
+        ways = [cosine_similarity(x @ first, y @ second, dim=1) for x, y in ((a, b), (b, a))]
+        return float((ways[0].mean() + ways[1].mean()) / 2)
+
+    a, b = (half.weights for half in deals.halves)
+    assert cell.value == pytest.approx(disjoint(a, b))
+    assert cell.base == pytest.approx(disjoint(a[:N_FEW], b[:N_FEW]))
+    few_a, few_b = (half.weights for half in deals.few_halves_left_out)
+    at = slice(2 * N_FEW, 3 * N_FEW)
+    assert float(cell.replicates[2]) == pytest.approx(disjoint(few_a[at], few_b[at]))
+
+
+def test_matched_cells_less_the_others_is_a_weighted_sum_with_its_own_null(
+    generator: torch.Generator,
+) -> None:
+    first, second = three_and_two_layers(generator)
+    found = measured(first, second)
+    matched = torch.tensor([[True, False], [False, True], [False, False]])
+    weights = found.matched_weights("raw", matched)
+    contrast, null = found.contrast("raw", weights)
+    assert contrast.value == pytest.approx(
+        float(found.raw[matched].mean() - found.raw[~matched].mean())
+    )
+    torch.testing.assert_close(
+        null, found.null[:, matched].mean(1) - found.null[:, ~matched].mean(1)
+    )
+    single = found.jackknifed("raw", 0, 1) - found.jackknifed("raw", 2, 0)
+    weights = torch.zeros(3, 2)
+    weights[0, 1], weights[2, 0] = 1, -1
+    difference, _ = found.contrast("raw", weights)
+    assert difference.value == pytest.approx(single.value)
+    assert difference.standard_error == pytest.approx(single.standard_error)
+    _, independent = found.contrast("disjoint", weights)
+    expected = found.independent_null[:, 0, 1] - found.independent_null[:, 2, 0]
+    torch.testing.assert_close(independent, expected)
+
+
+def test_cells_without_an_interval_have_no_weight_and_may_not_be_matched(
+    generator: torch.Generator,
+) -> None:
+    first, second = three_and_two_layers(generator)
+    first[:, 1] = 0.1
+    found = measured(first, second)
+    matched = torch.tensor([[True, False], [False, False], [False, True]])
+    weights = found.matched_weights("raw", matched)
+    assert weights.tolist() == [[0.5, -0.5], [0, 0], [-0.5, 0.5]]
+    assert found.contrast("raw", weights)[0].interval().low < 1
+    matched[1, 1] = True
+    with pytest.raises(DegenerateDirectionError, match=r"3 cells matched, 1 of them without"):
+        found.matched_weights("raw", matched)
+    with pytest.raises(
+        DegenerateDirectionError, match=r"1 have no interval \(indices \[\(1, 0\)\]"
+    ):
+        found.contrast("raw", torch.tensor([[0.0, 1], [1, 0], [0, 0]]))
+    with pytest.raises(DegenerateDirectionError, match=r"of 0 cells with a weight"):
+        found.contrast("raw", torch.zeros(3, 2))
 
 
 def test_what_cannot_be_compared_is_refused(generator: torch.Generator) -> None:
-    (x, y), (z, w) = models(generator, planted(generator, 0.5, 2.0), own=0.5)
-    with pytest.raises(ActivationError, match=r"31 \+ 26 prompts.*30 \+ 26 in the second"):
-        measured((x, y), (z[1:], w))
+    first, second = models(generator, planted(generator, 0.5, 2.0), own=0.5)
+    deals = planned()
+    here = stack(first, deals)
     with pytest.raises(ActivationError, match=r"widths 40 and 39.*carry one over"):
-        measured((x, y), (z[:, 1:], w[:, 1:]))
-    with pytest.raises(ActivationError, match=r"31 harmful and 26 harmless prompts as pairs"):
-        measured((x, y), (z, w), paired=True)
-    with pytest.raises(ActivationError, match=r"NaN or infinity"):
-        measured((x / 0, y), (z, w))
-    with pytest.raises(DegenerateDirectionError, match=r"the same mean"):
-        measured((torch.ones_like(x), torch.ones_like(y)), (z, w))
-    with pytest.raises(SampleError, match=r"0 draws"):
-        shared_cosines(x, y, z, w, False, 0, 5, generator)
+        layer_cosines(here, stack(second[:, 1:], deals), deals)
+    other = planned(seed=5)
+    with pytest.raises(SampleError, match=r"other plans"):
+        layer_cosines(here, stack(second, other), deals)
+    with pytest.raises(SampleError, match=r"other plans"):
+        layer_cosines(here, replace(here, fingerprint="other"), deals)
 
 
 @pytest.mark.reference
 @pytest.mark.skipif("MECHSAFETY_REFERENCE" not in os.environ, reason="MECHSAFETY_REFERENCE unset")
 def test_the_published_arms_agree_barely_more_than_their_prompts_make_them() -> None:
     folder = Path(os.environ["MECHSAFETY_REFERENCE"]) / "llama2_7b_lat_study"
-    arms: dict[str, Classes] = {}
+    arms: dict[str, DirectionStack] = {}
+    deals = planned(100, 100)
     for arm in ("baseline", "at", "lat"):
         tensors = load_file(folder / f"{arm}.safetensors")
-        harmful, harmless = (
-            without_channels(tensors[f"{name}.layer12"], (1415, 2533))
-            for name in ("harmful", "harmless")
-        )
-        arms[arm] = harmful, harmless
-    found = measured(arms["baseline"], arms["at"])
-    assert found.raw == pytest.approx(0.961, abs=0.001)
-    assert found.null_range() == (pytest.approx(0.855, abs=0.015), pytest.approx(0.94, abs=0.01))
-    assert found.raw > found.null_range()[1]
-    assert measured(arms["baseline"], arms["lat"]).excess > 2 * found.excess
+        rows = torch.cat([tensors[f"{name}.layer12"] for name in ("harmful", "harmless")])
+        arms[arm] = stack(without_channels(rows, (1415, 2533)), deals)
+    found = layer_cosines(arms["baseline"], arms["at"], deals)
+    low, high = (float(end) for end in found.null_range())
+    assert float(found.raw) == pytest.approx(0.961, abs=0.001)
+    assert low == pytest.approx(0.855, abs=0.015)
+    assert high == pytest.approx(0.94, abs=0.01)
+    assert float(found.raw) > high
+    far = layer_cosines(arms["baseline"], arms["lat"], deals)
+    assert float(far.excess) > 2 * float(found.excess)
