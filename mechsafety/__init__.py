@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mechsafety.data.readers import read_prompts
     from mechsafety.directions.difference_in_means import DifferenceInMeans, difference_in_means
     from mechsafety.directions.principal_components import PrincipalComponents
+    from mechsafety.directions.scav import Scav
     from mechsafety.effects.ablation import addition, affine_ablation, zero_ablation
     from mechsafety.interventions.ablate import ablate, ablate_affine
     from mechsafety.interventions.add import add
@@ -36,6 +37,7 @@ _HOMES = {
     "Position": "core.positions",
     "PrincipalComponents": "directions.principal_components",
     "ResidualSite": "core.sites",
+    "Scav": "directions.scav",
     "Site": "core.sites",
     "ablate": "interventions.ablate",
     "ablate_affine": "interventions.ablate",
@@ -65,6 +67,7 @@ __all__ = [
     "Position",
     "PrincipalComponents",
     "ResidualSite",
+    "Scav",
     "Site",
     "ablate",
     "ablate_affine",

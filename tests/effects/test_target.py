@@ -53,7 +53,7 @@ def test_sides_are_watched_alone_so_that_more_prompts_change_nothing(ssft: Attac
     torch.testing.assert_close(
         target.harmful.logits, ssft.target.harmful.logits[:3], atol=1e-4, rtol=1e-4
     )
-    assert target.refusal_ids.tolist() == []
+    assert len(target.refusal_ids) == 0
 
 
 def test_a_baseline_that_zero_strength_does_not_reproduce_fails_the_run(ssft: Attackable) -> None:
