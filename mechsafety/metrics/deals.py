@@ -238,8 +238,7 @@ def mean_differences(
         # Contrasts do not see a common shift, but sums lose digits to a large one.
         centered = wide - wide.mean(dim=0)
         shifts = weights @ centered
-        rounding = 1e-14 * _mean_square(centered) + 1e-26 * _mean_square(wide)
-        nothing = shifts.square().sum(1, keepdim=True) <= rounding
+        nothing = shifts.square().sum(1, keepdim=True) <= 1e-14 * _mean_square(centered)
         by_layer.append(shifts.masked_fill(nothing, 0.0))
     return torch.stack(by_layer, dim=1)
 

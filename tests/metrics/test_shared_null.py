@@ -239,10 +239,13 @@ def test_without_a_reproducible_direction_nothing_is_disattenuated() -> None:
     rows[4:, 20] = torch.tensor([1e-9, 2e-9, 3e-9, 5e-9])
     groups = jackknife_groups(4, 4, 4, torch.Generator().manual_seed(1))
     deals = plan(4, 4, True, groups, 20, 10, 4, torch.Generator().manual_seed(1))
-    found = measured(rows, rows, deals)
-    assert float(found.reliability_first) < 0
-    assert bool(found.disattenuated.isnan())
-    assert not bool(found.has_interval("disattenuated"))
+    clear = gaussian(torch.Generator().manual_seed(2), 8, D)
+    clear[:4] += 3
+    for first, second in ((rows, rows), (rows, clear), (clear, rows)):
+        found = measured(first, second, deals)
+        assert min(float(found.reliability_first), float(found.reliability_second)) < 0
+        assert bool(found.disattenuated.isnan())
+        assert not bool(found.has_interval("disattenuated"))
     with pytest.raises(DegenerateDirectionError, match=r"disattenuated cosine at indices \(0, 0\)"):
         found.jackknifed("disattenuated", 0, 0)
 
