@@ -1,4 +1,19 @@
-"""Shared prompts make unrelated directions look alike, and the shared null says so."""
+"""Shared prompts make unrelated directions look alike, and the shared null says so.
+
+Coverage of the nominal 95 % jackknife intervals (20 groups, replicates of 8 splits), 200 draws of
+two models with a planted cosine c, 60 + 60 prompts: of the statistic's own mean, and of c.
+
+    case                        c    raw mean   raw        disjoint   disattenuated
+    strong, pairs              .5      .51    .970 .965   .970 .020   .970 .970
+    weak, pairs                .5      .52    .975 .955   .975 .000   .970 .980
+    wide, power law, pairs     .5      .51    .985 .975   1.00 .070   .995 .985
+    alike, lists               .9      .85    .985 .820   .985 .000   .995 .995
+    orthogonal, lists           0      .13    .975 .510   .990 .990   .990 .990
+
+Raw and disjoint intervals cover their own expectation, and disattenuated ones the planted cosine.
+With 4 or 16 splits, or 10 groups, the first case differs by at most .015. Of the weak models 1 in
+200 has no reliability and no interval.
+"""
 
 import os
 from dataclasses import replace
@@ -365,6 +380,70 @@ def test_what_cannot_be_compared_is_refused(generator: torch.Generator) -> None:
         layer_cosines(here, stack(second, other), deals)
     with pytest.raises(SampleError, match=r"other plans"):
         layer_cosines(here, replace(here, fingerprint="other"), deals)
+
+
+CASES = {
+    # width, size of the shift, planted cosine, power law, pairs
+    "strong": (80, 2.0, 0.5, False, True),
+    "weak": (80, 1.0, 0.5, False, True),
+    "wide": (300, 2.0, 0.5, True, True),
+    "alike": (80, 2.0, 0.9, False, False),
+    "orthogonal": (80, 4.0, 0.0, False, False),
+}
+
+
+def coverage(case: str, n_draws: int) -> dict[str, tuple[float, float]]:
+    """Share of intervals that hold the mean of their statistic, and the planted cosine."""
+    width, size, cosine, power_law, paired = CASES[case]
+    generator = torch.Generator().manual_seed(1)
+    scale = torch.ones(width).double()
+    if power_law:
+        scale = 3 * torch.arange(1, width + 1).double() ** -0.5
+    drawn: dict[Statistic, list[tuple[float, float, float]]] = {name: [] for name in STATISTICS}
+    for _ in range(n_draws):
+        Q, _ = torch.linalg.qr(gaussian(generator, width, 2))
+        turned = cosine * Q[:, 0] + (1 - cosine**2) ** 0.5 * Q[:, 1]
+        common = gaussian(generator, 120, width) * scale
+        if paired:
+            common[:60] = 0.7 * common[:60] + 0.7 * common[60:]
+        groups = jackknife_groups(60, 60, 20, generator)
+        deals = plan(60, 60, paired, groups, 2, 50, 8, generator)
+        stacks: list[DirectionStack] = []
+        for shift in (Q[:, 0], turned):
+            rows = common + 0.5 * gaussian(generator, 120, width) * scale
+            rows[:60] += size * shift
+            stacks.append(stack(rows, deals))
+        found = layer_cosines(stacks[0], stacks[1], deals)
+        for name in STATISTICS:
+            if bool(found.has_interval(name)):
+                cell = found.jackknifed(name, 0, 0)
+                drawn[name].append((cell.value, *cell.interval()))
+    covered: dict[str, tuple[float, float]] = {}
+    for name, cells in drawn.items():
+        mean = sum(value for value, _, _ in cells) / len(cells)
+        of_mean, of_truth = (
+            sum(low <= target <= high for _, low, high in cells) / len(cells)
+            for target in (mean, cosine)
+        )
+        covered[name] = of_mean, of_truth
+    return covered
+
+
+def test_intervals_cover_the_planted_cosine_once_disattenuated() -> None:
+    covered = coverage("strong", 80)
+    assert covered["raw"][0] >= 0.9
+    assert covered["disjoint"][0] >= 0.9
+    assert covered["disjoint"][1] < 0.2
+    assert min(covered["disattenuated"]) >= 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_intervals_cover_in_every_case(case: str) -> None:
+    covered = coverage(case, 200)
+    print(f"coverage {case}: {covered}")
+    assert min(of_mean for of_mean, _ in covered.values()) >= 0.9
+    assert covered["disattenuated"][1] >= 0.9
 
 
 @pytest.mark.reference
