@@ -1,0 +1,1 @@
+"""Parts of the similarity study (`studies/similarity.py`)."""
