@@ -6,8 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from mechsafety.core.errors import ActivationError
-from mechsafety.metrics.cka import Estimator, cka, jackknifed_cka
+from mechsafety.core.errors import ActivationError, SampleError
+from mechsafety.metrics.cka import (
+    Estimator,
+    cka,
+    jackknifed_cka,
+    layer_cka,
+    shuffled_layer_cka,
+)
 from mechsafety.metrics.spectral_intervals import LeaveOut, jackknife_groups
 
 N, D_FIRST, D_SECOND = 13, 9, 6
@@ -96,6 +102,67 @@ def test_replicates_leave_out_their_group_and_differences_are_paired(
     assert interval.low < found.value < interval.high <= 1
     same = found - jackknifed_cka(first, 2 * second, estimator, leave_out)
     assert same.standard_error == pytest.approx(0, abs=1e-12)
+
+
+def layered(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Three layers of one model and two of another, on the same prompts."""
+    drawn = [related(generator) for _ in range(3)]
+    return torch.stack([x for x, _ in drawn], 1), torch.stack([y for _, y in drawn[:2]], 1)
+
+
+@pytest.mark.parametrize("estimator", BOTH)
+def test_every_cell_is_that_of_its_two_layers_alone(
+    generator: torch.Generator, estimator: Estimator
+) -> None:
+    first, second = layered(generator)
+    groups = jackknife_groups(N, N, 5, generator)
+    leave_out = LeaveOut.of(groups, groups.harmful, first)
+    found = layer_cka(first, second, estimator, leave_out)
+    assert found.value.shape == (3, 2)
+    assert float(found.value.diagonal().min()) > float(found.value[0, 1])  # something to find
+    for i in range(3):
+        for j in range(2):
+            cell = found.jackknifed(i, j)
+            alone = jackknifed_cka(first[:, i], second[:, j], estimator, leave_out)
+            assert cell.value == pytest.approx(alone.value)
+            torch.testing.assert_close(cell.replicates, alone.replicates)
+            assert (cell.lowest, cell.fingerprint) == (alone.lowest, alone.fingerprint)
+
+
+@pytest.mark.parametrize("estimator", BOTH)
+def test_prompts_in_another_order_are_the_null_of_no_relation(
+    generator: torch.Generator, estimator: Estimator
+) -> None:
+    first, second = layered(generator)
+    value = layer_cka(first, second, estimator, None).value
+    seeded = torch.Generator().manual_seed(6)
+    null = shuffled_layer_cka(first, second, estimator, 400, seeded)
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(6))
+    expected = layer_cka(first, second[order], estimator, None).value
+    torch.testing.assert_close(null[0], expected)
+    assert float(value[1, 1]) > float(null[:, 1, 1].quantile(0.99))
+    if estimator == "unbiased":
+        torch.testing.assert_close(null.mean(0), torch.zeros(3, 2).double(), atol=0.02, rtol=0)
+    else:
+        assert float(null.mean()) > 0.2
+
+
+def test_a_layer_where_nothing_varies_is_nan_and_the_others_are_untouched(
+    generator: torch.Generator,
+) -> None:
+    first, second = layered(generator)
+    whole = layer_cka(first, second, "unbiased", None).value
+    first[:, 1] = first[0, 1] / 3
+    groups = jackknife_groups(N, N, 5, generator)
+    found = layer_cka(first, second, "unbiased", LeaveOut.of(groups, groups.harmful, first))
+    assert found.value[1].isnan().all()
+    torch.testing.assert_close(found.value[[0, 2]], whole[[0, 2]])
+    with pytest.raises(ActivationError, match=r"the same for every prompt"):
+        found.jackknifed(1, 0)
+    with pytest.raises(SampleError, match=r"without groups to leave out"):
+        layer_cka(first, second, "unbiased", None).jackknifed(0, 0)
+    with pytest.raises(SampleError, match=r"0 draws"):
+        shuffled_layer_cka(first, second, "unbiased", 0, generator)
 
 
 def test_what_cannot_be_compared_is_refused(generator: torch.Generator) -> None:
