@@ -2,16 +2,28 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor
 
 from mechsafety.core.config import FrozenConfig
-from mechsafety.core.result import Cell, CellT, DeclaredFinding, Finding, Verdict, verdict
+from mechsafety.core.result import (
+    Cell,
+    CellT,
+    DeclaredFinding,
+    Dimension,
+    Finding,
+    Verdict,
+    verdict,
+)
 from mechsafety.core.seeding import named_generator
 from mechsafety.core.specification import Choice, specification_curve
-from mechsafety.metrics.intervals import Interval, mcnemar, paired_difference
+from mechsafety.metrics.intervals import Interval, mcnemar, paired_difference, student_mean
+from mechsafety.metrics.seeds import over_seeds
+
+MIN_SEEDS: Final = 6
+"""Training seeds below which a `method` finding is a count, not an interval (evidence.md 9)."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +114,72 @@ def assembled(
     )
 
 
+def replicated(
+    claim: DeclaredFinding[CellT],
+    assessed: Sequence[Assessed],
+    seeds: Sequence[tuple[int, ...]],
+    notes: Sequence[str],
+) -> Finding:
+    """The finding of a claim that was assessed on models of several training seeds.
+
+    Each choice's effect is the mean over seeds and its interval is over seeds; its null is the
+    mean of the seeds' null ranges. Below `MIN_SEEDS` it only counts seeds.
+
+    Args:
+        claim: Of scope `method`.
+        assessed: The claim on each replication; the primary choice must be among all of them.
+        seeds: The training seeds that enter each replication; what shares one is not independent.
+        notes: Of the run.
+    """
+    choices = _over_seeds([one.choices for one in assessed], seeds)
+    primary = choice_key(assessed[0].primary)
+    values = [one.choices[primary].value for one in assessed]
+    n_seeds = len({seed for entered in seeds for seed in entered})
+    units = "training seeds" if n_seeds == len(values) else f"pairs of {n_seeds} training seeds"
+    words = (
+        f"{sum(value > 0 for value in values)} of {len(values)} {units} positive. "
+        f"{choices[primary].words}"
+    )
+    few = n_seeds < MIN_SEEDS
+    if few:
+        words += f" Fewer than {MIN_SEEDS} seeds give no interval over training."
+    return assembled(
+        claim,
+        assessed[0],
+        notes,
+        choices=choices,
+        n=n_seeds,
+        unit=f"{assessed[0].unit} (training seeds)",
+        words=words,
+        inconclusive=few or not all(one.agrees for one in assessed),
+    )
+
+
+def _over_seeds(by_seed: Sequence[Choices], seeds: Sequence[tuple[int, ...]]) -> Choices:
+    shared = [key for key in by_seed[0] if all(key in one for one in by_seed)]
+    merged: dict[tuple[tuple[str, str], ...], Effect] = {}
+    for key in shared:
+        effects = [one[key] for one in by_seed]
+        values = torch.tensor([e.value for e in effects], dtype=torch.float64)
+        found = over_seeds({at: e.value for at, e in zip(seeds, effects, strict=True)})
+        interval = found.interval
+        if interval is None:
+            # Too few for seeds to be left out: nobody gets a verdict from these.
+            mean = float(values.mean())
+            interval = student_mean(values) if len(effects) > 1 else Interval(mean, mean)
+        nulls = torch.tensor([e.null for e in effects], dtype=torch.float64).mean(0)
+        null = (float(nulls[0]), float(nulls[1]))
+        merged[key] = Effect(
+            value=found.value,
+            interval=interval,
+            null=null,
+            n=len(effects),
+            words=f"By seed: {', '.join(f'{e.value:+.2f}' for e in effects)}; the null spans "
+            f"{span(null)} on average.",
+        )
+    return merged
+
+
 def unmeasured(claim: DeclaredFinding[CellT], why: str, notes: Sequence[str]) -> Finding:
     """A claim that this run could not measure, with the reason in words."""
     return Finding(
@@ -126,8 +204,16 @@ def unmeasured(claim: DeclaredFinding[CellT], why: str, notes: Sequence[str]) ->
 
 def resolved(claim: DeclaredFinding[CellT], primary: Mapping[str, str]) -> Cell:
     """The claim's cell with what its rules came to in this run."""
-    stated: Cell = cast("FrozenConfig", claim.cell).model_dump(mode="json")
-    return {**stated, **primary}
+    stated = cast("FrozenConfig", claim.cell).model_dump(mode="json")
+    return {**{key: _flat(value) for key, value in stated.items()}, **primary}
+
+
+def _flat(value: Any) -> Dimension:
+    """A list of pairs, such as a claim's replications, in words; all else as it is."""
+    if not isinstance(value, list):
+        return value
+    pairs = cast("list[list[str]]", value)
+    return "; ".join("–".join(pair) for pair in pairs) or None
 
 
 def rate_difference(

@@ -14,27 +14,23 @@ from mechsafety.core.positions import PositionText
 from mechsafety.core.result import DeclaredFinding, Finding, verdict
 from mechsafety.effects.ablation import AblationForm
 from mechsafety.effects.ablation_matrix import Cell
-from mechsafety.metrics.intervals import Interval, student_mean
 from mechsafety.metrics.massive_channels import Control
 from mechsafety.metrics.pairing import PAIRING_WORDS, Pairing
 from mechsafety.metrics.spectral_intervals import Jackknifed, independent_difference
 from mechsafety.studies.attack import Attacked, AttackMatrix
 from mechsafety.studies.claims import (
     Assessed,
-    Choices,
     Effect,
     assembled,
     choice_key,
     null_range,
     rate_difference,
+    replicated,
     share_words,
     span,
     unmeasured,
 )
 from mechsafety.studies.spectra import HARM, CellKey, Cells
-
-MIN_SEEDS = 6
-"""Training seeds below which a `method` finding is a count, not an interval (evidence.md 9)."""
 
 Centering = Literal["uncentered", "centered"]
 Estimate = Literal["in_sample", "cross_fitted"]
@@ -157,28 +153,9 @@ def finding(claim: Claim, measured: Sequence[Measured], notes: Sequence[str]) ->
         return unmeasured(
             claim, "The differences at the primary cell have no energy, or too few rows.", notes
         )
-    agrees = all(a.agrees for a in assessed)
     if claim.scope == "checkpoint":
         return assembled(claim, first, notes)
-    choices = _over_seeds([a.choices for a in assessed])
-    values = [a.choices[primary].value for a in assessed]
-    words = (
-        f"{sum(v > 0 for v in values)} of {len(values)} training seeds positive. "
-        f"{choices[primary].words}"
-    )
-    few = len(values) < MIN_SEEDS
-    if few:
-        words += f" Fewer than {MIN_SEEDS} seeds give no interval over training."
-    return assembled(
-        claim,
-        first,
-        notes,
-        choices=choices,
-        n=len(assessed),
-        unit=f"{first.unit} (training seeds)",
-        words=words,
-        inconclusive=few or not agrees,
-    )
+    return replicated(claim, assessed, [(i,) for i in range(len(assessed))], notes)
 
 
 def _assess(claim: Claim, measured: Measured) -> Assessed:
@@ -514,31 +491,6 @@ def _unmeasurable(claim: Claim, measured: Measured) -> str | None:
 
 def _layer(rule: LayerRule, arm: str, measured: Measured) -> int:
     return resolve_layer(rule, measured.n_layers, measured.attacked_layer.get(arm))
-
-
-def _over_seeds(by_seed: Sequence[Choices]) -> Choices:
-    """Each choice's effect over training seeds: the mean of the seeds' effects.
-
-    The interval is Student's over seeds; the null is the mean of the seeds' null ranges.
-    """
-    shared = [key for key in by_seed[0] if all(key in one for one in by_seed)]
-    merged: dict[tuple[tuple[str, str], ...], Effect] = {}
-    for key in shared:
-        effects = [one[key] for one in by_seed]
-        values = torch.tensor([e.value for e in effects], dtype=torch.float64)
-        mean = float(values.mean())
-        interval = student_mean(values) if len(effects) > 1 else Interval(mean, mean)
-        nulls = torch.tensor([e.null for e in effects], dtype=torch.float64).mean(0)
-        null = (float(nulls[0]), float(nulls[1]))
-        merged[key] = Effect(
-            value=mean,
-            interval=interval,
-            null=null,
-            n=len(effects),
-            words=f"By seed: {', '.join(f'{e.value:+.2f}' for e in effects)}; the null spans "
-            f"{span(null)} on average.",
-        )
-    return merged
 
 
 def _rows_word(measured: Measured) -> str:

@@ -14,8 +14,54 @@ from tests.studies.locality_runs import (
     ran,
     random_folder,
 )
+from tests.studies.similarity_runs import WIDER, rotated
+from tests.studies.similarity_runs import Ran as Compared
+from tests.studies.similarity_runs import configured as comparing
+from tests.studies.similarity_runs import ran as compared
 
 Folder = Callable[[str], Path]
+
+TURNED_CLAIMS = """findings=[
+{id: copy, claim: c., scope: checkpoint, margin: 0.1, cell:
+  {test: below_ceiling, first: ssft, second: wider, layer: 3}},
+{id: copy_by_procrustes, claim: c., scope: checkpoint, margin: 0.1, cell:
+  {test: below_ceiling, first: ssft, second: wider, layer: 3, via: procrustes}},
+{id: copy_excess, claim: c., scope: checkpoint, margin: 0.1, cell:
+  {test: likeness, first: ssft, second: wider, layer: 3}},
+{id: lat, claim: c., scope: checkpoint, margin: 0.05, cell:
+  {test: likeness, first: lat, second: ssft, layer: 3}},
+{id: moved, claim: c., scope: checkpoint, margin: 10, cell:
+  {test: angle, first: base, second: ssft, layer: 3}},
+{id: carried_bypass, claim: c., scope: checkpoint, margin: 2, cell:
+  {test: transfer, first: ssft, second: wider, form: affine}},
+{id: own_bypass, claim: c., scope: checkpoint, margin: 2, cell:
+  {test: transfer, first: ssft, second: ssft, form: affine}},
+{id: carried_induce, claim: c., scope: checkpoint, margin: 2, cell:
+  {test: transfer, first: ssft, second: wider, effect: induce}},
+{id: into_base, claim: c., scope: checkpoint, margin: 2, cell:
+  {test: transfer, first: ssft, second: base}},
+{id: matched, claim: c., scope: checkpoint, margin: 0.02, cell:
+  {test: layers_match, first: ssft, second: wider, by: cka}},
+{id: unmatched, claim: c., scope: checkpoint, margin: 0.02, cell:
+  {test: layers_match, first: ssft, second: wider}},
+{id: seeds, claim: c., scope: method, margin: 5, cell:
+  {test: angle, first: base, second: ssft, layer: 3, replicates: [[base, lat]]}}]"""
+"""About a model and the same function in a wider space, turned at random."""
+
+
+@pytest.fixture(scope="session")
+def turned(organism_small: Folder, tmp_path_factory: pytest.TempPathFactory) -> Compared:
+    """Organisms of one base beside two rotated copies of one of them, one in a wider space."""
+    tmp = tmp_path_factory.mktemp("turned")
+    copies = {
+        "copy": rotated(organism_small("ssft"), tmp / "copy", 64, 1),
+        "wider": rotated(organism_small("ssft"), tmp / "wider", WIDER, 2),
+    }
+    arms = {name: f"{name}@preset=small" for name in ("base", "ssft", "lat")}
+    models = ", ".join(f"{name}: {what}" for name, what in {**arms, **copies}.items())
+    config = comparing("{" + models + "}", TURNED_CLAIMS, "transfer.forms=[zero, affine]")
+    folders = {what: organism_small(name) for name, what in arms.items()}
+    return compared(config, folders, tmp)
 
 
 @pytest.fixture(scope="session")

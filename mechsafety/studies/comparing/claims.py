@@ -1,0 +1,82 @@
+"""The cells that a claim of the study may name."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mechsafety.core.config import FrozenConfig
+from mechsafety.core.layers import LayerRule
+from mechsafety.core.result import DeclaredFinding
+from mechsafety.effects.ablation import AblationForm
+
+MapMethod = Literal["procrustes", "ridge"]
+Match = Literal["depth", "best", "transfer"]
+"""Which layer of the second model a layer of the first is compared with: that of equal depth, the
+one most like it on neutral prompts, or that at which transfer edits (where it is neither)."""
+
+
+class _OfTwo(FrozenConfig):
+    """A claim about two models, or about the same two models of several training seeds."""
+
+    first: str
+    second: str
+    replicates: tuple[tuple[str, str], ...] = ()
+    """The same two models of other training seeds, for claims of scope `method`."""
+
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """The claim's own pair, and its replications."""
+        return ((self.first, self.second), *self.replicates)
+
+
+class _AtLayer(_OfTwo):
+    layer: LayerRule
+    """Of the first model; the second is read where `match` says."""
+    match: Literal["depth", "best"] = "depth"
+    """`depth`: at the same fraction of the way through; `best`: where neutral prompts give the
+    highest CKA."""
+    via: MapMethod | None = None
+    """Map between models that share no space; null: that of `transfer`, or the first of `maps`."""
+
+
+class LikenessCell(_AtLayer):
+    """Cosine of two models' directions, less that of directions from permuted labels."""
+
+    test: Literal["likeness"]
+
+
+class CeilingCell(_AtLayer):
+    """What is missing from the cosine between halves of one model's prompts."""
+
+    test: Literal["below_ceiling"]
+
+
+class AngleCell(_AtLayer):
+    """Degrees between two models' directions beyond those between halves of one's prompts."""
+
+    test: Literal["angle"]
+
+
+class MatchingCell(_OfTwo):
+    """How much more alike layers of equal depth are than layers of other depths."""
+
+    test: Literal["layers_match"]
+    by: Literal["cosine", "cka"] = "cosine"
+    """Cosine of directions (models that share a space), or CKA of activations."""
+
+
+class TransferCell(_OfTwo):
+    """What the first model's direction does in the second."""
+
+    test: Literal["transfer"]
+    effect: Literal["bypass", "induce"] = "bypass"
+    """`bypass`: refusal score that its ablation takes from harmful prompts; `induce`: what its
+    addition gives to harmless ones."""
+    form: AblationForm = "zero"
+    """Of the ablation, for `bypass`."""
+
+
+ClaimCell = Annotated[
+    LikenessCell | CeilingCell | AngleCell | MatchingCell | TransferCell,
+    Field(discriminator="test"),
+]
+Claim = DeclaredFinding[ClaimCell]

@@ -1,0 +1,143 @@
+"""Tables of the maps between models, and of which layers were compared."""
+
+from mechsafety.core.result import Table
+from mechsafety.studies.comparing.likeness_tables import VIA_WORDS, add_null
+from mechsafety.studies.comparing.measured import Measured
+
+
+def maps_table(measured: Measured) -> Table:
+    """How well each map predicts neutral prompts that it has not seen."""
+    settings, neutral = measured.frame.config.maps, measured.frame.neutral
+    table = Table(
+        "maps",
+        f"Maps from the first model's activations to the second's, fitted on {len(neutral.fit)} "
+        f"neutral prompts and judged on {len(neutral.held_out)} others, which share no content "
+        "with them. r2: share of the target's squared deviation that is predicted; intervals are "
+        "95 %, "
+        "prompts resampled by group. r2_shuffled: range of maps fitted on "
+        f"{settings.shuffles} shuffles of the prompts. carried_cosine_shuffled: cosine of the "
+        "first's direction, carried by these, with the second's. penalty: of the ridge, as a "
+        "multiple of the mean eigenvalue; `grid_edge` says that the grid was too short. rank: "
+        "dimensions that the prompts determined. match: layer of equal depth, or the one of "
+        "highest CKA on the prompts that the maps are fitted on.",
+    )
+    for (first, second), fitted in measured.maps.items():
+        for one in fitted:
+            at = {
+                "first": first,
+                "second": second,
+                "via": one.method,
+                "match": one.place.match,
+                "first_layer": one.place.first,
+                "second_layer": one.place.second,
+            }
+            table.add(
+                "r2",
+                one.r2,
+                n=one.n_held_out,
+                unit="share of squared deviation (prompts)",
+                interval=one.interval,
+                grid_edge=one.grid_edge,
+                **at,
+            )
+            for metric, drawn, unit in (
+                ("r2_shuffled", one.shuffled_r2, "share of squared deviation"),
+                ("carried_cosine_shuffled", one.shuffled_cosines, "cosine"),
+            ):
+                table.add(
+                    metric,
+                    float(drawn.mean()),
+                    n=len(drawn),
+                    unit=f"{unit} (shuffles); the interval is their range",
+                    interval=(float(drawn.min()), float(drawn.max())),
+                    **at,
+                )
+            if one.map.penalty is not None:
+                table.add(
+                    "penalty",
+                    one.map.penalty,
+                    n=len(neutral.fit),
+                    unit="multiples of the mean eigenvalue (prompts)",
+                    interval=None,
+                    grid_edge=one.grid_edge,
+                    **at,
+                )
+            table.add(
+                "rank",
+                float(one.map.rank),
+                n=len(neutral.fit),
+                unit="dimensions (prompts)",
+                interval=None,
+                **at,
+            )
+    return table
+
+
+def matches_table(measured: Measured) -> Table:
+    """Each layer of one model with the layer of equal depth of another, and with its best match."""
+    table = Table(
+        "matches",
+        "match depth: the layer of the second model at the same fraction of the way through; best: "
+        "the one with the highest CKA on the neutral prompts that maps are fitted on, on which "
+        "nothing else is measured. second_layer is the choice; cosine, excess and "
+        f"cosine_disattenuated are those of the table `cosines` there. {VIA_WORDS} cka: on "
+        "held-out neutral prompts.",
+    )
+    cka = {
+        (one.first, one.second): one
+        for one in measured.activations
+        if one.prompts == "neutral" and one.channels == "all"
+    }
+    for (first, second), places in measured.places.items():
+        for place in places:
+            at = {
+                "first": first,
+                "second": second,
+                "match": place.match,
+                "first_layer": place.first,
+            }
+            table.add(
+                "second_layer",
+                float(place.second),
+                n=len(measured.frame.neutral.fit),
+                unit="layer (prompts)",
+                interval=None,
+                **at,
+            )
+            turned = (first, second) not in cka
+            one = cka[(second, first) if turned else (first, second)]
+            cell = (place.second, place.first) if turned else (place.first, place.second)
+            if cell[0] in one.layers[0] and cell[1] in one.layers[1]:
+                number = one.cka.jackknifed(
+                    one.layers[0].index(cell[0]), one.layers[1].index(cell[1])
+                )
+                table.add(
+                    "cka",
+                    number.value,
+                    n=one.n,
+                    unit="CKA (prompts)",
+                    interval=number.interval(),
+                    **at,
+                )
+            for likeness in measured.likenesses:
+                if likeness.channels != "all" or likeness.via == "none":
+                    continue
+                if (likeness.first, likeness.second) != (first, second):
+                    continue
+                there = likeness.cells.get((place.first, place.second))
+                if there is None or not bool(likeness.cosines.has_interval("raw")[there]):
+                    continue
+                raw = likeness.cosines.jackknifed("raw", *there)
+                null = likeness.cosines.null[:, there[0], there[1]]
+                table.add(
+                    "cosine",
+                    raw.value,
+                    n=measured.frame.plan.whole.n_rows,
+                    unit="cosine (prompts)",
+                    interval=raw.interval(),
+                    via=likeness.via,
+                    **at,
+                )
+                at_map = {"via": likeness.via, **at}
+                add_null(table, "cosine_permuted_labels", null, "cosine", at_map)
+    return table

@@ -1,0 +1,171 @@
+"""Maps between models that share no space: fitted on neutral prompts, judged on others."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechsafety.core.seeding import named_generator
+from mechsafety.linalg.align import LinearMap, held_out_r2, procrustes, ridge
+from mechsafety.metrics.deals import varying_layers
+from mechsafety.metrics.resampling import percentile_interval, resample
+from mechsafety.studies.comparing.claims import MapMethod, Match
+from mechsafety.studies.comparing.settings import MapSettings
+from mechsafety.studies.intervals import around
+
+
+class Place(NamedTuple):
+    """A layer of the first model, and the layer of the second that it is compared with."""
+
+    first: int
+    second: int
+    match: Match
+
+
+@dataclass(frozen=True)
+class NeutralRows:
+    """One model's activations of the neutral prompts; layer `n_layers` is after the last block."""
+
+    fit: Float[Tensor, "prompt layer d"]
+    held_out: Float[Tensor, "n_held_out layer d"]
+
+
+@dataclass(frozen=True)
+class MapJob:
+    """All maps from one model to another."""
+
+    first: str
+    second: str
+    source: NeutralRows
+    target: NeutralRows
+    places: tuple[Place, ...]
+    groups: tuple[str, ...]
+    """Group of each fitted prompt, undivided between folds."""
+    held_out_groups: tuple[str, ...]
+    directions: tuple[Float[Tensor, "layer d"], Float[Tensor, "n_layers d_model"]]
+    """Of the source and of the target at every layer: what shuffled maps are tried on."""
+    settings: MapSettings
+    seed: int
+
+
+@dataclass(frozen=True)
+class FittedMap:
+    """One map, with how well it fits prompts that it has not seen."""
+
+    method: MapMethod
+    place: Place
+    map: LinearMap
+    r2: float
+    """On held-out neutral prompts."""
+    interval: tuple[float, float]
+    n_held_out: int
+    shuffled_r2: Float[Tensor, " n_shuffles"]
+    """Of maps fitted on shuffled prompts: what chance gives."""
+    shuffled_cosines: Float[Tensor, " n_shuffles"]
+    """Of the source's direction, carried by those maps, with the target's."""
+    grid_edge: bool
+    """The ridge's penalty is at an end of the grid, so the grid was too short."""
+
+
+def depth_match(layer: int, n_first: int, n_second: int) -> int:
+    """The layer at the same fraction of the way through another model."""
+    return round(layer * n_second / n_first)
+
+
+def places(
+    n_first: int,
+    n_second: int,
+    usable: tuple[Sequence[int], Sequence[int]],
+    likeness: Float[Tensor, "n_first_layers n_second_layers"],
+) -> tuple[Place, ...]:
+    """Each layer of the first model with the second's of equal depth, and with its best match.
+
+    Args:
+        n_first: Blocks of the first model.
+        n_second: Blocks of the second.
+        usable: Layers of each at which prompts differ.
+        likeness: CKA of every layer with every layer, on prompts that nothing else is measured on.
+    """
+    found: list[Place] = []
+    for layer in usable[0]:
+        same = depth_match(layer, n_first, n_second)
+        if same in usable[1]:
+            found.append(Place(layer, same, "depth"))
+        best = max(usable[1], key=lambda other: float(likeness[layer, other]))
+        found.append(Place(layer, best, "best"))
+    return tuple(found)
+
+
+def usable_layers(rows: NeutralRows) -> list[int]:
+    """Layers at which prompts differ: the template's tokens at layer 0 are always the same."""
+    return varying_layers(rows.fit)
+
+
+def fit_maps(job: MapJob) -> tuple[FittedMap, ...]:
+    """Every method at every place."""
+    done: dict[tuple[MapMethod, int, int], FittedMap] = {}
+    found: list[FittedMap] = []
+    for place in job.places:
+        for method in job.settings.methods:
+            key = (method, place.first, place.second)
+            if key not in done:
+                done[key] = _fitted(job, method, place)
+            found.append(replace(done[key], place=place))
+    return tuple(found)
+
+
+def _fitted(job: MapJob, method: MapMethod, place: Place) -> FittedMap:
+    source, target = job.source.fit[:, place.first], job.target.fit[:, place.second]
+    held = job.source.held_out[:, place.first], job.target.held_out[:, place.second]
+    found = _map(job, method, source, target, job.settings.penalties)
+    generator = named_generator(job.seed, "shuffled maps")
+    shuffled_r2: list[float] = []
+    cosines: list[Tensor] = []
+    direction = job.directions[0][place.first], job.directions[1][place.second].double()
+    for _ in range(job.settings.shuffles):
+        order = torch.randperm(len(target), generator=generator)
+        # With the penalty that the true map chose, so that both are maps of one kind.
+        kept = None if found.penalty is None else (found.penalty,)
+        other = _map(job, method, source, target[order], kept or job.settings.penalties)
+        shuffled_r2.append(held_out_r2(other, *held))
+        carried = other.carry(direction[0])
+        cosines.append(torch.nn.functional.cosine_similarity(carried, direction[1], dim=0))
+    r2, interval = _held_out(job, found, held)
+    penalties = job.settings.penalties
+    return FittedMap(
+        method=method,
+        place=place,
+        map=found,
+        r2=r2,
+        interval=interval,
+        n_held_out=len(held[0]),
+        shuffled_r2=torch.tensor(shuffled_r2, dtype=torch.float64),
+        shuffled_cosines=torch.stack(cosines),
+        grid_edge=found.penalty in (min(penalties), max(penalties)),
+    )
+
+
+def _map(
+    job: MapJob, method: MapMethod, source: Tensor, target: Tensor, penalties: Sequence[float]
+) -> LinearMap:
+    if method == "procrustes":
+        return procrustes(source, target, scaled=True)
+    generator = named_generator(job.seed, "folds")
+    return ridge(source, target, penalties, job.settings.folds, generator, job.groups)
+
+
+def _held_out(
+    job: MapJob, fitted: LinearMap, held: tuple[Tensor, Tensor]
+) -> tuple[float, tuple[float, float]]:
+    """R² and its interval: a ratio of two sums over prompts, both resampled together."""
+    value = held_out_r2(fitted, *held)
+    left = (held[1].double() - fitted.apply(held[0])).square().sum(1)
+    total = (held[1].double() - fitted.target_mean).square().sum(1)
+    generator = named_generator(job.seed, "held-out neutral prompts")
+    sample = resample(job.held_out_groups, job.settings.resamples, generator)
+    draws = 1 - sample.means(left) / sample.means(total)
+    low, high = percentile_interval(draws, sample.n_units)
+    return value, around(value, float(low), float(high))

@@ -1,0 +1,65 @@
+"""What the similarity study measured."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mechsafety.metrics.direction_stacks import DirectionStack
+from mechsafety.metrics.layer_overlaps import LayerOverlaps
+from mechsafety.studies.comparing.carrying import Untried
+from mechsafety.studies.comparing.geometry import ActivationLikeness, Frame, Likeness
+from mechsafety.studies.comparing.mapping import FittedMap, Place
+from mechsafety.studies.comparing.settings import Pair
+from mechsafety.studies.comparing.transferring import TransferCell, Transferred
+from mechsafety.studies.samples import Sample
+
+
+@dataclass(frozen=True)
+class Transfers:
+    """What every direction does in every target that it was carried into."""
+
+    targets: Mapping[str, Transferred]
+    sample: Sample
+    """Of the held-out prompts."""
+    untried: tuple[Untried, ...]
+
+    def cell(self, source: str, target: str) -> TransferCell | str:
+        """One direction in one target; a string says why there is none."""
+        found = self.targets.get(target)
+        for cell in found.cells if found is not None else ():
+            if cell.source.model == source:
+                return cell
+        for one in self.untried:
+            if (one.source, one.target) == (source, target):
+                return f"{source} → {target}: {one.why}."
+        return f"The transfer matrix of this run does not hold {source} → {target}."
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All parts of the study."""
+
+    frame: Frame
+    stacks: Mapping[str, DirectionStack]
+    places: Mapping[Pair, tuple[Place, ...]]
+    likenesses: tuple[Likeness, ...]
+    activations: tuple[ActivationLikeness, ...]
+    overlaps: Mapping[Pair, LayerOverlaps]
+    maps: Mapping[Pair, tuple[FittedMap, ...]]
+    transfers: Transfers | None
+    """None where the config asks for geometry alone."""
+
+    def directions(self) -> dict[str, Float[Tensor, "layer d"]]:
+        """Each model's direction at every layer."""
+        return {name: stack.whole for name, stack in self.stacks.items()}
+
+    def likeness(self, pair: Pair, via: str, channels: str = "all") -> Likeness | None:
+        """Of these two models in this order, or in the other where no map is involved."""
+        for one in self.likenesses:
+            if (one.via, one.channels) != (via, channels):
+                continue
+            if (one.first, one.second) == pair:
+                return one
+        return None

@@ -1,0 +1,150 @@
+"""Claims about what a carried direction does: whether transfer is causal or only geometric."""
+
+from torch import Tensor
+
+from mechsafety.effects.ablation_matrix import Cell
+from mechsafety.metrics.resampling import Resampling
+from mechsafety.studies.claims import Assessed, Effect, choice_key, share_words, span
+from mechsafety.studies.comparing.carrying import transfer_place
+from mechsafety.studies.comparing.claims import TransferCell as TransferClaim
+from mechsafety.studies.comparing.measured import Measured, Transfers
+from mechsafety.studies.comparing.settings import Pair
+from mechsafety.studies.comparing.transferring import TransferCell, Transferred
+from mechsafety.studies.intervals import around, ends
+from mechsafety.studies.refusal_proxy import proxy_auc, proxy_word
+from mechsafety.studies.samples import estimates
+from mechsafety.studies.words import EFFECT_UNIT
+
+
+def transfer_claim(claim: TransferClaim, pair: Pair, measured: Measured) -> Assessed | str:
+    """The claim in the form it names; the other forms are its specification curve."""
+    transfers = measured.transfers
+    if transfers is None:
+        return "This run compares geometry alone: `transfer` is null."
+    found = transfers.cell(*pair)
+    if isinstance(found, str):
+        return found
+    target = transfers.targets[pair[1]]
+    if target.baseline.scores is None:
+        return f"{pair[1]} has no refusal tokens, so there is no score to change."
+    if claim.effect == "induce":
+        choices = {choice_key({"effect": "induce"}): _induced(found, target, transfers)}
+        primary = {"effect": "induce"}
+    else:
+        choices = {
+            choice_key({"form": form}): _bypassed(form, one, found, target, transfers)
+            for form, one in found.ablated.items()
+            if one.controls is not None and one.controls.harmful_score is not None
+        }
+        primary = {"form": claim.form}
+        if choice_key(primary) not in choices:
+            return f"Form '{claim.form}' was not tried, or has no controls: see `transfer.forms`."
+    return Assessed(
+        primary=primary,
+        choices=choices,
+        null="range over directions of the same "
+        + ("norm" if claim.effect == "induce" else "energy")
+        + ", drawn from the target's harmless activations",
+        unit=EFFECT_UNIT,
+        notes=(_geometry(pair, measured), _proxy(target), transfers.sample.note),
+    )
+
+
+def _bypassed(
+    form: str, one: Cell, cell: TransferCell, target: Transferred, transfers: Transfers
+) -> Effect:
+    controls, scores = one.controls, target.baseline.scores
+    assert controls is not None
+    assert controls.harmful_score is not None
+    assert scores is not None
+    assert one.harmful.refusal_score is not None
+    n = len(target.baseline.harmful)
+    clean = scores[:n]
+    value, low, high = _mean(clean - one.harmful.refusal_score, transfers.sample.harmful)
+    covered = ends(clean.mean() - controls.harmful_score)
+    before = [verdict == "refused" for verdict in target.baseline.harmful]
+    after = one.harmful.answers.judged("refused")
+    return Effect(
+        value=value,
+        interval=around(value, low, high),
+        null=covered,
+        n=n,
+        words=f"{_carried(cell, target)} ablated ({form}): the refusal score of harmful prompts "
+        f"falls by {value:.2f} [{low:.2f}, {high:.2f}], with {len(controls.harmful_score)} matched "
+        f"directions by {span(covered)}; refused {share_words(before)} before and "
+        f"{share_words(after)} after ({sum(one.harmful.answers.judged('degenerate'))} degenerate); "
+        f"harmless KL {float(one.harmless.kl.mean()):.2f} nats.",
+    )
+
+
+def _induced(cell: TransferCell, target: Transferred, transfers: Transfers) -> Effect:
+    scores = target.baseline.scores
+    assert scores is not None
+    n = len(target.baseline.harmful)
+    clean, added = scores[n:], cell.added
+    value, low, high = _mean(added.scores - clean, transfers.sample.harmless)
+    covered = ends(added.control_scores - clean.mean())
+    before = [verdict == "refused" for verdict in target.baseline.harmless]
+    after = added.answers.judged("refused")
+    return Effect(
+        value=value,
+        interval=around(value, low, high),
+        null=covered,
+        n=len(clean),
+        words=f"{_carried(cell, target)} added at the norm of the target's own: the refusal score "
+        f"of harmless prompts rises by {value:.2f} [{low:.2f}, {high:.2f}], with "
+        f"{len(added.control_scores)} directions of that norm by {span(covered)}; refused "
+        f"{share_words(before)} before and {share_words(after)} after "
+        f"({sum(added.answers.judged('degenerate'))} degenerate).",
+    )
+
+
+def _mean(effect: Tensor, sample: Resampling) -> tuple[float, float, float]:
+    found = estimates(effect, sample)
+    return float(found.value), *found.interval()
+
+
+def _carried(cell: TransferCell, target: Transferred) -> str:
+    source = cell.source
+    how = {"own": "", "same space": ", same space"}.get(source.via, f", by the {source.via} map")
+    return f"{source.model}'s direction in {target.target}{how}"
+
+
+def _geometry(pair: Pair, measured: Measured) -> str:
+    """The cosine beside the effect: whether the transfer is causal, only geometric, or neither."""
+    first, second = pair
+    settings = measured.frame.config.transfer
+    assert settings is not None
+    assert measured.transfers is not None
+    place = transfer_place(settings, measured.frame.views[first], measured.frame.views[second])
+    cell = measured.transfers.cell(first, second)
+    via = cell.source.via if not isinstance(cell, str) else "none"
+    method = "none" if via in ("own", "same space") else via
+    for one in measured.likenesses:
+        turned = (one.first, one.second) != pair
+        if (one.first, one.second) not in (pair, pair[::-1]) or one.via != method:
+            continue
+        if one.channels != "all" or (turned and method != "none"):
+            continue
+        at = (place.second, place.first) if turned else (place.first, place.second)
+        there = one.cells.get(at)
+        if there is None:
+            continue
+        raw = float(one.cosines.raw[there])
+        null = one.cosines.null[:, there[0], there[1]]
+        low, high = (float(q) for q in null.quantile(null.new_tensor([0.025, 0.975])))
+        word = "above" if raw > high else "below" if raw < low else "inside"
+        return (
+            f"Geometry at the same place: cosine {raw:.3f}, {word} the {low:.3f} to {high:.3f} of "
+            "permuted labels."
+        )
+    return "Geometry at the same place: no cosine."
+
+
+def _proxy(target: Transferred) -> str:
+    """Whether the refusal score stands in for the judge in this target (evidence.md 14)."""
+    scores = target.baseline.scores
+    assert scores is not None
+    found, n = proxy_auc(scores, target.baseline.verdicts)
+    known = "" if found is None else f" (AUC {found:.2f}, n = {n})"
+    return f"{target.target}: {proxy_word(found)}{known}."

@@ -1,0 +1,74 @@
+"""Which models share a space, and settings that cannot mean anything."""
+
+import pytest
+
+from mechsafety.core.errors import ConfigError
+from mechsafety.studies.comparing.settings import Compared, seed_of, space_of, training_of
+from tests.studies.similarity_runs import configured
+
+MODELS = "{base: base, ssft: ssft, other: ssft@seed=1}"
+
+
+def test_organisms_of_one_seed_share_the_space_of_their_base_and_others_do_not() -> None:
+    models = configured(
+        "{b: base, s: ssft, t: ssft@seed=1, c: base@seed=1, w: ssft@size=wide}"
+    ).models
+    spaces = {name: space_of(name, models) for name in models}
+    assert spaces["b"] == spaces["s"] != spaces["t"] == spaces["c"]
+    assert spaces["w"] not in (spaces["b"], spaces["t"])
+    assert [training_of(name, models) for name in models] == [
+        "base", "ssft", "ssft", "base", "ssft (wide)",
+    ]  # fmt: skip
+    assert [seed_of(name, models) for name in models] == [0, 0, 1, 1, 0]
+
+
+def test_other_models_share_the_space_of_the_base_that_is_named() -> None:
+    models = {
+        "pretrained": Compared.model_validate("org/model"),
+        "chat": Compared.model_validate({"model": "org/chat", "base": "pretrained", "seed": 3}),
+        "tuned": Compared.model_validate({"model": "./tuned", "base": "chat", "training": "dpo"}),
+        "stranger": Compared.model_validate("org/stranger"),
+    }
+    assert [space_of(name, models) for name in models] == [*["pretrained"] * 3, "stranger"]
+    assert (training_of("tuned", models), training_of("chat", models)) == ("dpo", "chat")
+    assert (seed_of("chat", models), seed_of("tuned", models)) == (3, None)
+
+
+def test_bases_that_name_each_other_do_not_hang() -> None:
+    models = {
+        "a": Compared.model_validate({"model": "org/a", "base": "b"}),
+        "b": Compared.model_validate({"model": "org/b", "base": "a"}),
+    }
+    assert space_of("a", models) in models
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("maps.between=[[base, sfft]]", r"maps.between names 'sfft'.*no model of this run.*ssft"),
+        ("transfer.models=[lat]", r"transfer.models names 'lat'.*no model of this run"),
+        ("refusal_tokens={sft: [1]}", r"refusal_tokens names 'sft'.*ssft"),
+        ("maps.methods=[procrustes]", r"transfer.map is 'ridge'.*procrustes only"),
+        ("maps.methods=[ridge, ridge]", r"names a method twice"),
+        ("models.other.base=bass", r"models.other.base names 'bass'.*base"),
+        (
+            "findings=[{id: x, claim: x., scope: checkpoint, margin: 1.0, "
+            "cell: {test: likeness, first: base, second: baes, layer: 2}}]",
+            r"finding 'x' names 'baes'.*base",
+        ),
+        (
+            "findings=[{id: x, claim: x., scope: method, margin: 1.0, cell: {test: angle, "
+            "first: base, second: ssft, layer: 2, replicates: [[base, another]]}}]",
+            r"finding 'x' names 'another'",
+        ),
+    ],
+)
+def test_a_name_that_is_no_model_is_found_before_the_run(override: str, text: str) -> None:
+    models = "{base: base, ssft: ssft, other: {model: ssft@seed=1}}"
+    with pytest.raises(ConfigError, match=text):
+        configured(models, override)
+
+
+def test_one_model_is_nothing_to_compare() -> None:
+    with pytest.raises(ConfigError, match=r"models.*at least 2"):
+        configured("{ssft: ssft}")
