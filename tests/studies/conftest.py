@@ -47,6 +47,11 @@ TURNED_CLAIMS = """findings=[
 {id: seeds, claim: c., scope: method, margin: 5, cell:
   {test: angle, first: base, second: ssft, layer: 3, replicates: [[base, lat]]}}]"""
 """About a model and the same function in a wider space, turned at random."""
+TURNED_TRANSFER = (
+    "transfer.forms=[affine]",
+    "transfer.models=[base, ssft, wider]",
+    "maps.between=[[ssft, wider], [ssft, copy], [base, wider]]",
+)
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +64,7 @@ def turned(organism_small: Folder, tmp_path_factory: pytest.TempPathFactory) -> 
     }
     arms = {name: f"{name}@preset=small" for name in ("base", "ssft", "lat")}
     models = ", ".join(f"{name}: {what}" for name, what in {**arms, **copies}.items())
-    config = comparing("{" + models + "}", TURNED_CLAIMS, "transfer.forms=[zero, affine]")
+    config = comparing("{" + models + "}", TURNED_CLAIMS, *TURNED_TRANSFER)
     folders = {what: organism_small(name) for name, what in arms.items()}
     return compared(config, folders, tmp)
 

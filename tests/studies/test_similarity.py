@@ -178,11 +178,11 @@ def test_a_model_that_refuses_nothing_gives_a_direction_and_receives_none(turned
 def test_how_a_direction_came_is_said_in_every_cell(turned: Ran) -> None:
     came = {
         (row.dimensions["source"], row.dimensions["target"]): row.dimensions["via"]
-        for row in turned.rows("transfer", "effect", form="zero")
+        for row in turned.rows("transfer", "effect", form="affine")
     }
     assert came["ssft", "ssft"] == "own"
-    assert came["lat", "ssft"] == came["base", "ssft"] == "same space"
-    assert came["lat", "wider"] == came["wider", "copy"] == "ridge"
+    assert came["base", "ssft"] == "same space"
+    assert came["base", "wider"] == came["wider", "ssft"] == "ridge"
 
 
 # --- seeds, provenance ---------------------------------------------------------------------------
@@ -209,9 +209,7 @@ def test_the_record_says_what_every_model_saw(turned: Ran) -> None:
 def test_completions_name_the_model_and_the_edit(turned: Ran) -> None:
     assert {row["model"] for row in turned.kept["answers"]} == set(turned.config.models)
     forms = {(row["form"], row["prompts"]) for row in turned.kept["transferred"]}
-    assert forms == {(f, p) for f in ("zero", "affine") for p in ("harmful", "harmless")} | {
-        ("add", "harmless")
-    }
+    assert forms == {("affine", p) for p in ("harmful", "harmless")} | {("add", "harmless")}
 
 
 def test_the_shipped_experiment_is_what_is_tested_here() -> None:

@@ -27,7 +27,9 @@ def view(name: str, d_model: int = 10, template: str = "abc") -> ArmView:
     nothing = Answers((), (), (), 4)
     return ArmView(
         arm=name,
-        dims=ModelDims(n_layers=1, d_model=d_model, n_heads=2, n_kv_heads=2, d_head=5, d_mlp=7, d_vocab=11),
+        dims=ModelDims(
+            n_layers=1, d_model=d_model, n_heads=2, n_kv_heads=2, d_head=5, d_mlp=7, d_vocab=11
+        ),
         identity={"template": template},
         probes=(),
         token_hashes={},
@@ -60,7 +62,10 @@ def test_comparable_models_are_compared() -> None:
 )
 def test_organisms_of_another_world_have_no_prompts_in_common(override: str) -> None:
     check_common_prompts(configured(MODELS))
-    with pytest.raises(ConfigError, match=r"no common prompt set.*default.*small.*one preset|small.*default.*one preset"):
+    with pytest.raises(
+        ConfigError,
+        match=r"no common prompt set.*default.*small.*one preset|small.*default.*one preset",
+    ):
         check_common_prompts(configured(MODELS, override))
 
 
