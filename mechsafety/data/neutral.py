@@ -16,7 +16,7 @@ from mechsafety.data.synthetic_language import Preset
 
 
 class OrganismNeutral(FrozenConfig):
-    """Requests of the organisms' own world whose verb and object are both harmless.
+    """Requests of the organisms' own world that are allowed, with a harmless verb and object.
 
     `organisms/prompts` makes them; fitted and held-out ones share no verb-object pair.
     """
@@ -28,6 +28,9 @@ class OrganismNeutral(FrozenConfig):
     """Prompts that maps are fitted on."""
     n_held_out: PositiveInt = 128
     """Prompts that say how well a map fits."""
+    look_alikes: bool = False
+    """Two thirds have one restricted word and are as allowed: activations then vary along the words
+    that harm is made of, of which a map of plain requests sees nothing."""
 
 
 class FileNeutral(FrozenConfig):

@@ -118,18 +118,19 @@ def neutral(
     seed: int,
     split: Split = "fit",
     *,
+    look_alikes: bool = False,
     preset: Preset = "default",
     avoid: Collection[str] = (),
 ) -> PromptSet:
     """`n` distinct prompts that are not about harm: a neutral verb on a harmless object.
 
-    Dressed as twins are (frame, adjective, place) and never wrapped; look-alikes, which have one
-    restricted word, are not among them.
+    Dressed as twins are (frame, adjective, place) and never wrapped.
 
     Args:
         n: How many.
         seed: Of the prompts.
         split: Where their verb-object pairs lie; two splits share none.
+        look_alikes: Two thirds are allowed requests with one restricted word, verb or object.
         preset: Which world.
         avoid: Normalized instructions that must not be drawn.
 
@@ -137,11 +138,12 @@ def neutral(
         PromptError: The split does not have `n` distinct such prompts.
     """
     avoided = frozenset(avoid)
-    pairs = pairs_where(preset, ("neutral",), (split,))
+    kinds: tuple[RequestType, ...] = ("neutral", "lookA", "lookB") if look_alikes else ("neutral",)
+    pairs = [pairs_where(preset, (kind,), (split,)) for kind in kinds]
     rng = random.Random(derive_seed(seed, "organism neutral", preset, split))
 
-    def one(_turn: int) -> tuple[Request] | None:
-        asked = dressed(*rng.choice(pairs), rng)
+    def one(turn: int) -> tuple[Request] | None:
+        asked = dressed(*rng.choice(pairs[turn % len(kinds)]), rng)
         return None if normalized(asked.instruction) in avoided else (asked,)
 
     drawn = [asked for (asked,) in _distinct(n, "neutral", one)]

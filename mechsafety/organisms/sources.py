@@ -84,7 +84,7 @@ def neutral_prompts(
     }
     if isinstance(source, OrganismNeutral):
         # The splits of the world's verb-object pairs keep content apart, as they do for twins.
-        draw = partial(neutral, preset=source.preset, avoid=taken)
+        draw = partial(neutral, look_alikes=source.look_alikes, preset=source.preset, avoid=taken)
         return NeutralPrompts(
             fit=draw(source.n_fit, seed, "fit"),
             held_out=draw(source.n_held_out, seed, "evaluate"),

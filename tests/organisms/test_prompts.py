@@ -114,6 +114,12 @@ def test_neutral_prompts_have_a_harmless_verb_and_object_and_no_wrapper(preset: 
         assert 100 < dressed < 300
 
 
+def test_look_alikes_are_allowed_and_have_one_restricted_word() -> None:
+    drawn = neutral(120, 0, look_alikes=True, preset="small")
+    kinds = [p.labels["type"] for p in drawn]
+    assert {kind: kinds.count(kind) for kind in kinds} == {"neutral": 40, "lookA": 40, "lookB": 40}
+
+
 def test_neutral_prompts_leave_out_what_they_are_told_to_avoid() -> None:
     first = neutral(N, 0, preset="small")
     avoided = {p.instruction for p in first}

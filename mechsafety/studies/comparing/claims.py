@@ -71,7 +71,7 @@ class TransferCell(_OfTwo):
     effect: Literal["bypass", "induce"] = "bypass"
     """`bypass`: refusal score that its ablation takes from harmful prompts; `induce`: what its
     addition gives to harmless ones."""
-    form: AblationForm = "zero"
+    form: AblationForm = "affine"
     """Of the ablation, for `bypass`."""
 
 

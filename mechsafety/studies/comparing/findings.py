@@ -31,6 +31,7 @@ from mechsafety.studies.comparing.claims import (
     TransferCell,
 )
 from mechsafety.studies.comparing.geometry import Likeness
+from mechsafety.studies.comparing.mapping import FittedMap
 from mechsafety.studies.comparing.measured import Measured
 from mechsafety.studies.comparing.settings import Pair, seed_of, space_of
 from mechsafety.studies.comparing.transfer_findings import transfer_claim
@@ -141,12 +142,14 @@ def _at_layers(
             choices[choice_key(settings)] = effect(one.cosines, there, one)
     if choice_key(primary) not in choices:
         return _missing(pair, primary, measured)
+    fitted = _map_of(pair, primary, measured)
     return Assessed(
         primary=primary,
         choices=choices,
         null=null,
         unit=f"{unit} (prompts)",
-        notes=_map_notes(pair, primary, measured),
+        notes=() if fitted is None else map_notes(fitted),
+        agrees=fitted is None or sees_direction(fitted),
     )
 
 
@@ -254,20 +257,36 @@ def _missing(pair: Pair, primary: Mapping[str, str], measured: Measured) -> str:
     )
 
 
-def _map_notes(pair: Pair, primary: Mapping[str, str], measured: Measured) -> tuple[str, ...]:
-    """How well the map holds, beside every number that went through it."""
+def _map_of(pair: Pair, primary: Mapping[str, str], measured: Measured) -> FittedMap | None:
     for one in measured.maps.get(pair, ()):
         at = {"via": one.method, "layer": str(one.place.first), "match": one.place.match}
         if all(primary[key] == value for key, value in at.items()):
-            low, high = one.interval
-            edge = " Its penalty is at an end of the grid." if one.grid_edge else ""
-            return (
-                f"The {one.method} map predicts {one.r2:.2f} [{low:.2f}, {high:.2f}] of held-out "
-                f"neutral activations (shuffled prompts: {span(_ends(one.shuffled_r2))}); carried "
-                "by maps of shuffled prompts the cosine is "
-                f"{span(_ends(one.shuffled_cosines))}.{edge}",
-            )
-    return ()
+            return one
+    return None
+
+
+def sees_direction(one: FittedMap) -> bool:
+    """Whether the map predicts neutral prompts along the target's direction better than chance."""
+    return one.r2_along > max(0.0, float(one.shuffled_r2_along.max()))
+
+
+def map_notes(one: FittedMap) -> tuple[str, ...]:
+    """How well the map holds, beside every number that went through it."""
+    low, high = one.interval
+    edge = " Its penalty is at an end of the grid." if one.grid_edge else ""
+    blind = (
+        ""
+        if sees_direction(one)
+        else " It does not see the direction, so no verdict stands: give neutral prompts that vary "
+        "along it, such as look-alikes."
+    )
+    return (
+        f"The {one.method} map predicts {one.r2:.2f} [{low:.2f}, {high:.2f}] of held-out neutral "
+        f"activations (shuffled prompts: {span(_ends(one.shuffled_r2))}), and {one.r2_along:.2f} of "
+        f"them along the target's direction (shuffled: {span(_ends(one.shuffled_r2_along))}), where "
+        f"they vary {one.spread_along:.2g} times as much as along a mean dimension; carried by maps "
+        f"of shuffled prompts the cosine is {span(_ends(one.shuffled_cosines))}.{edge}{blind}",
+    )
 
 
 def _ends(drawn: Tensor) -> tuple[float, float]:

@@ -16,7 +16,10 @@ def maps_table(measured: Measured) -> Table:
         "95 %, "
         "prompts resampled by group. r2_shuffled: range of maps fitted on "
         f"{settings.shuffles} shuffles of the prompts. carried_cosine_shuffled: cosine of the "
-        "first's direction, carried by these, with the second's. penalty: of the ridge, as a "
+        "first's direction, carried by these, with the second's. r2_along_direction: of the "
+        "target's coordinate along its own direction; spread_along_direction: variance of neutral "
+        "activations along it, as a multiple of that along a mean dimension. A map of prompts that "
+        "do not vary along the direction cannot carry it. penalty: of the ridge, as a "
         "multiple of the mean eigenvalue; `grid_edge` says that the grid was too short. rank: "
         "dimensions that the prompts determined. match: layer of equal depth, or the one of "
         "highest CKA on the prompts that the maps are fitted on.",
@@ -42,6 +45,11 @@ def maps_table(measured: Measured) -> Table:
             )
             for metric, drawn, unit in (
                 ("r2_shuffled", one.shuffled_r2, "share of squared deviation"),
+                (
+                    "r2_along_direction_shuffled",
+                    one.shuffled_r2_along,
+                    "share of squared deviation",
+                ),
                 ("carried_cosine_shuffled", one.shuffled_cosines, "cosine"),
             ):
                 table.add(
@@ -50,6 +58,18 @@ def maps_table(measured: Measured) -> Table:
                     n=len(drawn),
                     unit=f"{unit} (shuffles); the interval is their range",
                     interval=(float(drawn.min()), float(drawn.max())),
+                    **at,
+                )
+            for metric, value, unit in (
+                ("r2_along_direction", one.r2_along, "share of squared deviation"),
+                ("spread_along_direction", one.spread_along, "multiples of a mean dimension's"),
+            ):
+                table.add(
+                    metric,
+                    value,
+                    n=one.n_held_out,
+                    unit=f"{unit} (prompts)",
+                    interval=None,
                     **at,
                 )
             if one.map.penalty is not None:

@@ -66,6 +66,14 @@ class FittedMap:
     """Of maps fitted on shuffled prompts: what chance gives."""
     shuffled_cosines: Float[Tensor, " n_shuffles"]
     """Of the source's direction, carried by those maps, with the target's."""
+    r2_along: float
+    """As `r2`, of the target's coordinate along its own direction alone: whether the map sees what
+    is carried through it."""
+    shuffled_r2_along: Float[Tensor, " n_shuffles"]
+    """As above, of maps fitted on shuffled prompts."""
+    spread_along: float
+    """Variance of held-out neutral activations along the target's direction, as a multiple of that
+    along a mean dimension. Far below 1, neutral prompts say nothing of the direction."""
     grid_edge: bool
     """The ridge's penalty is at an end of the grid, so the grid was too short."""
 
@@ -123,6 +131,7 @@ def _fitted(job: MapJob, method: MapMethod, place: Place) -> FittedMap:
     found = _map(job, method, source, target, job.settings.penalties)
     generator = named_generator(job.seed, "shuffled maps")
     shuffled_r2: list[float] = []
+    shuffled_along: list[float] = []
     cosines: list[Tensor] = []
     direction = job.directions[0][place.first], job.directions[1][place.second].double()
     for _ in range(job.settings.shuffles):
@@ -131,6 +140,7 @@ def _fitted(job: MapJob, method: MapMethod, place: Place) -> FittedMap:
         kept = None if found.penalty is None else (found.penalty,)
         other = _map(job, method, source, target[order], kept or job.settings.penalties)
         shuffled_r2.append(held_out_r2(other, *held))
+        shuffled_along.append(_along(other, held, direction[1]))
         carried = other.carry(direction[0])
         cosines.append(torch.nn.functional.cosine_similarity(carried, direction[1], dim=0))
     r2, interval = _held_out(job, found, held)
@@ -144,8 +154,24 @@ def _fitted(job: MapJob, method: MapMethod, place: Place) -> FittedMap:
         n_held_out=len(held[0]),
         shuffled_r2=torch.tensor(shuffled_r2, dtype=torch.float64),
         shuffled_cosines=torch.stack(cosines),
+        r2_along=_along(found, held, direction[1]),
+        shuffled_r2_along=torch.tensor(shuffled_along, dtype=torch.float64),
+        spread_along=_spread(held[1].double(), direction[1]),
         grid_edge=found.penalty in (min(penalties), max(penalties)),
     )
+
+
+def _along(fitted: LinearMap, held: tuple[Tensor, Tensor], direction: Tensor) -> float:
+    """Share of the squared deviation along `direction` that the map predicts."""
+    truth = (held[1].double() - fitted.target_mean) @ direction
+    predicted = (fitted.apply(held[0]) - fitted.target_mean) @ direction
+    return float(1 - (truth - predicted).square().sum() / truth.square().sum())
+
+
+def _spread(rows: Tensor, direction: Tensor) -> float:
+    centered = rows - rows.mean(0)
+    along = (centered @ direction).square().sum() / direction.square().sum()
+    return float(along / centered.square().sum() * rows.shape[1])
 
 
 def _map(

@@ -30,13 +30,23 @@ def transfer_claim(claim: TransferClaim, pair: Pair, measured: Measured) -> Asse
     if claim.effect == "induce":
         choices = {choice_key({"effect": "induce"}): _induced(found, target, transfers)}
         primary = {"effect": "induce"}
+        notes = ()
     else:
+        settings = measured.frame.config.transfer
+        assert settings is not None
+        primary = {"form": claim.form}
         choices = {
             choice_key({"form": form}): _bypassed(form, one, found, target, transfers)
             for form, one in found.ablated.items()
-            if one.controls is not None and one.controls.harmful_score is not None
+            if one.controls is not None
+            and one.controls.harmful_score is not None
+            # A form that upsets harmless prompts is no way to analyze, unless the claim names it.
+            and (form == claim.form or float(one.harmless.kl.mean()) < settings.kl_bound)
         }
-        primary = {"form": claim.form}
+        kl = "; ".join(
+            f"{form} {float(one.harmless.kl.mean()):.2f}" for form, one in found.ablated.items()
+        )
+        notes = (f"Harmless KL in nats: {kl} (bound {settings.kl_bound:g}).",)
         if choice_key(primary) not in choices:
             return f"Form '{claim.form}' was not tried, or has no controls: see `transfer.forms`."
     return Assessed(
@@ -46,7 +56,7 @@ def transfer_claim(claim: TransferClaim, pair: Pair, measured: Measured) -> Asse
         + ("norm" if claim.effect == "induce" else "energy")
         + ", drawn from the target's harmless activations",
         unit=EFFECT_UNIT,
-        notes=(_geometry(pair, measured), _proxy(target), transfers.sample.note),
+        notes=(*notes, _geometry(pair, measured), _proxy(target), transfers.sample.note),
     )
 
 
