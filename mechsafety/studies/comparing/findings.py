@@ -31,10 +31,11 @@ from mechsafety.studies.comparing.claims import (
     TransferCell,
 )
 from mechsafety.studies.comparing.geometry import Likeness
-from mechsafety.studies.comparing.mapping import FittedMap
+from mechsafety.studies.comparing.map_notes import map_notes, map_of, sees_direction
 from mechsafety.studies.comparing.measured import Measured
 from mechsafety.studies.comparing.settings import Pair, seed_of, space_of
 from mechsafety.studies.comparing.transfer_findings import transfer_claim
+from mechsafety.studies.intervals import ends
 
 SATURATED: Final = 0.9
 """Mean of the null above which an excess has no room."""
@@ -142,7 +143,7 @@ def _at_layers(
             choices[choice_key(settings)] = effect(one.cosines, there, one)
     if choice_key(primary) not in choices:
         return _missing(pair, primary, measured)
-    fitted = _map_of(pair, primary, measured)
+    fitted = map_of(pair, primary, measured)
     return Assessed(
         primary=primary,
         choices=choices,
@@ -257,42 +258,6 @@ def _missing(pair: Pair, primary: Mapping[str, str], measured: Measured) -> str:
     )
 
 
-def _map_of(pair: Pair, primary: Mapping[str, str], measured: Measured) -> FittedMap | None:
-    for one in measured.maps.get(pair, ()):
-        at = {"via": one.method, "layer": str(one.place.first), "match": one.place.match}
-        if all(primary[key] == value for key, value in at.items()):
-            return one
-    return None
-
-
-def sees_direction(one: FittedMap) -> bool:
-    """Whether the map predicts neutral prompts along the target's direction better than chance."""
-    return one.r2_along > max(0.0, float(one.shuffled_r2_along.max()))
-
-
-def map_notes(one: FittedMap) -> tuple[str, ...]:
-    """How well the map holds, beside every number that went through it."""
-    low, high = one.interval
-    edge = " Its penalty is at an end of the grid." if one.grid_edge else ""
-    blind = (
-        ""
-        if sees_direction(one)
-        else " It does not see the direction, so no verdict stands: give neutral prompts that vary "
-        "along it, such as look-alikes."
-    )
-    return (
-        f"The {one.method} map predicts {one.r2:.2f} [{low:.2f}, {high:.2f}] of held-out neutral "
-        f"activations (shuffled prompts: {span(_ends(one.shuffled_r2))}), and {one.r2_along:.2f} of "
-        f"them along the target's direction (shuffled: {span(_ends(one.shuffled_r2_along))}), where "
-        f"they vary {one.spread_along:.2g} times as much as along a mean dimension; carried by maps "
-        f"of shuffled prompts the cosine is {span(_ends(one.shuffled_cosines))}.{edge}{blind}",
-    )
-
-
-def _ends(drawn: Tensor) -> tuple[float, float]:
-    return float(drawn.min()), float(drawn.max())
-
-
 # --- which layers match --------------------------------------------------------------------------
 
 
@@ -391,11 +356,11 @@ def _cka_matching(pair: Pair, measured: Measured) -> Settled | None:
                 Effect(
                     value=number.value,
                     interval=Interval(low, high),
-                    null=_ends(null),
+                    null=ends(null),
                     n=one.n,
                     words=f"{one.first} with {one.second}, {one.prompts} prompts: CKA of layers of "
                     f"equal depth exceeds that of others by {number.value:.3f} [{low:.3f}, "
-                    f"{high:.3f}]; with shuffled prompts by {span(_ends(null))}.",
+                    f"{high:.3f}]; with shuffled prompts by {span(ends(null))}.",
                 ),
             )
         )

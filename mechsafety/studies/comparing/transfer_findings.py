@@ -7,6 +7,7 @@ from mechsafety.metrics.resampling import Resampling
 from mechsafety.studies.claims import Assessed, Effect, choice_key, share_words, span
 from mechsafety.studies.comparing.carrying import transfer_place
 from mechsafety.studies.comparing.claims import TransferCell as TransferClaim
+from mechsafety.studies.comparing.map_notes import map_notes, map_of
 from mechsafety.studies.comparing.measured import Measured, Transfers
 from mechsafety.studies.comparing.settings import Pair
 from mechsafety.studies.comparing.transferring import TransferCell, Transferred
@@ -56,8 +57,24 @@ def transfer_claim(claim: TransferClaim, pair: Pair, measured: Measured) -> Asse
         + ("norm" if claim.effect == "induce" else "energy")
         + ", drawn from the target's harmless activations",
         unit=EFFECT_UNIT,
-        notes=(*notes, _geometry(pair, measured), _proxy(target), transfers.sample.note),
+        notes=(
+            *notes,
+            _geometry(pair, measured),
+            *_through_map(found, pair, measured),
+            _proxy(target),
+            transfers.sample.note,
+        ),
     )
+
+
+def _through_map(found: TransferCell, pair: Pair, measured: Measured) -> tuple[str, ...]:
+    """How well the map holds that carried the direction."""
+    settings, views = measured.frame.config.transfer, measured.frame.views
+    assert settings is not None
+    place = transfer_place(settings, *(views[name] for name in pair))
+    at = {"via": found.source.via, "layer": str(place.first), "match": place.match}
+    fitted = map_of(pair, at, measured)
+    return () if fitted is None else map_notes(fitted)
 
 
 def _bypassed(
