@@ -100,6 +100,7 @@ def test_replicates_leave_out_their_group_and_differences_are_paired(
         assert found.replicates[group] == pytest.approx(cka(first[keep], second[keep], estimator))
     interval = found.interval()
     assert interval.low < found.value < interval.high <= 1
+    assert (found.lowest, found.highest) == ({"biased": 0, "unbiased": -1}[estimator], 1)
     same = found - jackknifed_cka(first, 2 * second, estimator, leave_out)
     assert same.standard_error == pytest.approx(0, abs=1e-12)
 
@@ -152,7 +153,8 @@ def test_a_layer_where_nothing_varies_is_nan_and_the_others_are_untouched(
 ) -> None:
     first, second = layered(generator)
     whole = layer_cka(first, second, "unbiased", None).value
-    first[:, 1] = first[0, 1] / 3
+    first[:, 1] = 100 * gaussian(generator, D_FIRST)
+    assert bool((first[:, 1] != first[:, 1].mean(0)).any())  # the same, but not their mean
     groups = jackknife_groups(N, N, 5, generator)
     found = layer_cka(first, second, "unbiased", LeaveOut.of(groups, groups.harmful, first))
     assert found.value[1].isnan().all()
