@@ -209,8 +209,13 @@ def layer_overlaps(
 
     Raises:
         ActivationError: Other widths.
-        SampleError: Other plans or numbers of draws.
+        SampleError: Other plans or numbers of draws, or no pair of layers.
     """
+    if not layers:
+        raise SampleError(
+            "overlap of subspaces: no pair of layers to compare. Give at least one, at which the "
+            "prompts differ in both models."
+        )
     if first.whole.shape[-1] != second.whole.shape[-1]:
         raise ActivationError(
             f"overlap of subspaces: widths {first.whole.shape[-1]} and {second.whole.shape[-1]}. "

@@ -187,6 +187,8 @@ def test_what_does_not_fit_is_refused(generator: torch.Generator, deals: Plan) -
     ):
         with pytest.raises(SampleError, match=r"other plans, or with 30 and"):
             layer_overlaps(stack, other, [(0, 0)])
+    with pytest.raises(SampleError, match=r"no pair of layers"):
+        layer_overlaps(stack, stack, [])
     with pytest.raises(SampleError, match=r"36 draws of a plan with 35"):
         subspace_stack(rows, deals, K, "list", N_DRAWS + 6)
     with pytest.raises(ActivationError, match=r"47 rows for deals of 48"):
