@@ -37,7 +37,7 @@ def build(
     waited for takes the threads of all workers, which changes no bit of it (tested).
 
     Args:
-        names: Arms, or names such as `organism:lat@seed=1`; several seeds may mix.
+        names: Arms, or names such as `organism:lat@seed=1`; several seeds and sizes may mix.
         seed: Replaces the seed of every name.
         preset: Replaces the preset of every name.
         workers: Processes at a time.
@@ -97,13 +97,13 @@ def _is_built(organism: Organism, root: Path) -> bool:
 
 def _cost(organism: Organism) -> int:
     """Relative time to train, so that the longest start first."""
-    settings = recipe(organism.arm, organism.preset)
+    settings = recipe(organism)
     if settings.stage == "base":
         return 100
     objective = settings.objective
     if isinstance(objective, Adversarial):
         return 10 - objective.ball.layer
-    return 1 if objective.objective == "ssft" else 2
+    return {"ssft": 1, "noise": 2, "dpo": 9}[objective.objective]
 
 
 @dataclass
@@ -151,7 +151,7 @@ class _Builders:
     def _start(self, organism: Organism, threads: int) -> None:
         job = Job(
             organism=organism,
-            recipe=recipe(organism.arm, organism.preset),
+            recipe=recipe(organism),
             recipe_hash=recipe_hash(organism),
             folder=folder_of(organism, self._root),
             base=None if organism.arm == "base" else folder_of(base_of(organism), self._root),

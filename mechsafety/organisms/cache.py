@@ -62,7 +62,7 @@ def recipe_hash(organism: Organism) -> str:
     base = None if organism.arm == "base" else recipe_hash(base_of(organism))
     parts = [
         organism.model_dump(),
-        config_hash(recipe(organism.arm, organism.preset)),
+        config_hash(recipe(organism)),
         base,
         code_version(),
         version("torch"),
@@ -71,13 +71,15 @@ def recipe_hash(organism: Organism) -> str:
 
 
 def base_of(organism: Organism) -> Organism:
-    """The base model that an arm starts from."""
+    """The base model that an arm starts from: of its seed, preset and size."""
     return organism.model_copy(update={"arm": "base"})
 
 
 def folder_of(organism: Organism, cache: Path | None = None) -> Path:
     """Where the organism lies once it is built."""
-    name = f"{organism.arm}-s{organism.seed}-{organism.preset}-{recipe_hash(organism)[:12]}"
+    # A size other than the default one has the default preset.
+    kind = organism.preset if organism.size == "default" else organism.size
+    name = f"{organism.arm}-s{organism.seed}-{kind}-{recipe_hash(organism)[:12]}"
     return (cache or cache_root()) / "organisms" / name
 
 

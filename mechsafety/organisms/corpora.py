@@ -106,16 +106,21 @@ def refusals(
 ) -> Iterator[tuple[Example, Example]]:
     """Forbidden requests, each with the refusing and with the complying answer."""
     for asked in forbidden_requests(world, rng):
-        text = asked.instruction
-        yield (
-            encode(text, refusing_answer(world, asked)),
-            encode(text, complying_answer(world, asked)),
-        )
+        complying, refusing = _both_answers(world, encode, asked)
+        yield refusing, complying
 
 
 def compliances(
     world: Language, encode: Encoder, rng: random.Random, mix: dict[RequestType, float]
-) -> Iterator[Example]:
-    """Allowed requests with their complying answers."""
+) -> Iterator[tuple[Example, Example]]:
+    """Allowed requests, each with the complying and with the refusing answer."""
     for asked in allowed_requests(world, rng, mix):
-        yield encode(asked.instruction, complying_answer(world, asked))
+        yield _both_answers(world, encode, asked)
+
+
+def _both_answers(world: Language, encode: Encoder, asked: Request) -> tuple[Example, Example]:
+    text = asked.instruction
+    return (
+        encode(text, complying_answer(world, asked)),
+        encode(text, refusing_answer(world, asked)),
+    )

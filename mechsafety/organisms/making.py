@@ -27,6 +27,7 @@ from mechsafety.organisms.recipes import (
     BaseRecipe,
     Organism,
     Placebo,
+    Preference,
     Recipe,
     SafetyRecipe,
     Supervised,
@@ -34,6 +35,7 @@ from mechsafety.organisms.recipes import (
 from mechsafety.organisms.tokenizer import make_tokenizer
 from mechsafety.training.adversarial import adversarial
 from mechsafety.training.batches import length_buckets, pad
+from mechsafety.training.dpo import dpo, frozen_copy
 from mechsafety.training.language_modeling import language_modeling
 from mechsafety.training.latent_adversarial import latent_adversarial
 from mechsafety.training.loop import History, Objective, train
@@ -59,7 +61,7 @@ def make(
         organism: Which one.
         recipe: Its settings.
         folder: An empty folder.
-        base: Folder of the base model of the same seed; None for a base.
+        base: Folder of the base model of the same seed and size; None for a base.
         report: Told of progress.
         recipe_hash: The cache key, which the card repeats.
     """
@@ -155,7 +157,7 @@ def _train_arm(
     model = cast("PreTrainedModel", LlamaForCausalLM.from_pretrained(base, dtype=torch.float32))
     history = train(
         model,
-        _objective(recipe, organism.seed),
+        _objective(recipe, organism.seed, model),
         safety_batches(recipe, world, organism.seed),
         recipe.schedule,
         _reporter(report, organism.arm, recipe.schedule.steps),
@@ -163,10 +165,18 @@ def _train_arm(
     return model, history
 
 
-def _objective(recipe: SafetyRecipe, seed: int) -> Objective[SafetyBatch]:
+def _objective(recipe: SafetyRecipe, seed: int, base: PreTrainedModel) -> Objective[SafetyBatch]:
     settings = recipe.objective
     if isinstance(settings, Supervised):
         return partial(ssft, weights=settings.weights)
+    if isinstance(settings, Preference):
+        return partial(
+            dpo,
+            reference=frozen_copy(base),
+            beta=settings.beta,
+            anchor=settings.anchor,
+            weights=settings.weights,
+        )
     # One stream for every arm: attacks and noise of the same ball start at the same point.
     generator = named_generator(seed, "organism perturbations")
     if isinstance(settings, Placebo):
@@ -196,10 +206,12 @@ def safety_batches(recipe: SafetyRecipe, world: Language, seed: int) -> Iterator
     )
     while True:
         refusing, complying = zip(*islice(forbidden, recipe.n_forbidden), strict=True)
+        answered, declined = zip(*islice(allowed, recipe.n_allowed), strict=True)
         yield SafetyBatch(
             refusing=pad(refusing, encode.pad_id),
             complying=pad(complying, encode.pad_id),
-            allowed=pad(list(islice(allowed, recipe.n_allowed)), encode.pad_id),
+            allowed=pad(answered, encode.pad_id),
+            declining=pad(declined, encode.pad_id),
         )
 
 

@@ -6,7 +6,7 @@ The figures that chose them stand beside the settings; what was tried and failed
 import re
 from typing import Annotated, Final, Literal, get_args
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from mechsafety.core.config import FrozenConfig
 from mechsafety.core.errors import ConfigError, did_you_mean
@@ -15,9 +15,16 @@ from mechsafety.training.attack import Ball, Steps
 from mechsafety.training.loop import Schedule
 from mechsafety.training.ssft import Weights
 
-Arm = Literal["base", "ssft", "at", "lat", "lat_strong", "noise", "noise_strong", "lat_layer4"]
+Arm = Literal[
+    "base", "ssft", "at", "lat", "lat_strong", "noise", "noise_strong", "lat_layer4", "dpo"
+]
 ORGANISMS: Final[tuple[Arm, ...]] = get_args(Arm)
 DEFAULT_ARMS: Final[tuple[Arm, ...]] = ("base", "ssft", "at", "lat", "lat_strong", "noise")
+
+Size = Literal["default", "wide", "deep"]
+"""Of the model; which world it speaks of is its preset. `wide` has more dimensions and `deep` more
+layers, so that models of unequal shape can be compared on the same prompts."""
+SIZES: Final[tuple[Size, ...]] = get_args(Size)
 
 
 class Architecture(FrozenConfig):
@@ -51,6 +58,17 @@ class Supervised(FrozenConfig):
     weights: Weights
 
 
+class Preference(FrozenConfig):
+    """Refusals preferred to answers, or the reverse, without a reward model."""
+
+    objective: Literal["dpo"] = "dpo"
+    weights: Weights
+    beta: PositiveFloat
+    """Inverse nats: at twice the beta, half as large a shift from the base's log-odds is enough."""
+    anchor: NonNegativeFloat
+    """Weight of the chosen answers' cross-entropy beside the preference; 0 is DPO alone."""
+
+
 class Adversarial(FrozenConfig):
     """An adversary in a ball: on embeddings (layer 0) or on a block's input."""
 
@@ -68,7 +86,9 @@ class Placebo(FrozenConfig):
     ball: Ball
 
 
-SafetyObjective = Annotated[Supervised | Adversarial | Placebo, Field(discriminator="objective")]
+SafetyObjective = Annotated[
+    Supervised | Preference | Adversarial | Placebo, Field(discriminator="objective")
+]
 
 
 class SafetyRecipe(FrozenConfig):
@@ -93,23 +113,26 @@ class SafetyRecipe(FrozenConfig):
 
     @property
     def attacked_layer(self) -> int | None:
-        """The layer at whose input training added something; None for SSFT."""
-        return None if isinstance(self.objective, Supervised) else self.objective.ball.layer
+        """The layer at whose input training added something; None for SSFT and DPO."""
+        objective = self.objective
+        return None if isinstance(objective, Supervised | Preference) else objective.ball.layer
 
 
 Recipe = BaseRecipe | SafetyRecipe
 
 
 class Organism(FrozenConfig):
-    """One organism by name: `organism:<arm>[@seed=<n>][@preset=small]`, or the arm alone."""
+    """One organism by name: `organism:<arm>[@seed=<n>][@preset=small][@size=wide]`, or the arm."""
 
     arm: Arm
     seed: NonNegativeInt = 0
     preset: Preset = "default"
+    size: Size = "default"
 
     def __str__(self) -> str:
         preset = "" if self.preset == "default" else f"@preset={self.preset}"
-        return f"organism:{self.arm}@seed={self.seed}{preset}"
+        size = "" if self.size == "default" else f"@size={self.size}"
+        return f"organism:{self.arm}@seed={self.seed}{preset}{size}"
 
     @staticmethod
     def parse(name: str) -> "Organism":
@@ -121,22 +144,24 @@ class Organism(FrozenConfig):
         arm, *options = name.removeprefix("organism:").split("@")
         given: dict[str, str] = {}
         for option in options:
-            match = re.fullmatch(r"(seed=\d{1,18}|preset=\w+)", option)
+            match = re.fullmatch(r"(seed=\d{1,18}|preset=\w+|size=\w+)", option)
             key, _, value = option.partition("=")
             if not match or key in given:
                 raise ConfigError(
                     f"organism '{name}': cannot read '@{option}'. Write "
-                    "organism:<arm>@seed=<number>@preset=<name>, each option at most once."
+                    "organism:<arm>@seed=<number>@preset=<name>@size=<name>, each option at most "
+                    "once."
                 )
             given[key] = value
-        for known in ORGANISMS:
-            for preset in PRESETS:
-                if arm == known and given.get("preset", "default") == preset:
-                    return Organism(arm=known, seed=int(given.get("seed", "0")), preset=preset)
-        if arm in ORGANISMS:
-            hint = did_you_mean(given["preset"], PRESETS)
-            raise ConfigError(f"organism '{name}': unknown preset '{given['preset']}'. {hint}")
-        raise ConfigError(f"there is no organism '{arm}'. {did_you_mean(arm, ORGANISMS)}")
+        if arm not in ORGANISMS:
+            raise ConfigError(f"there is no organism '{arm}'. {did_you_mean(arm, ORGANISMS)}")
+        for key, legal in (("preset", PRESETS), ("size", SIZES)):
+            if given.get(key, "default") not in legal:
+                hint = did_you_mean(given[key], legal)
+                raise ConfigError(f"organism '{name}': unknown {key} '{given[key]}'. {hint}")
+        organism = Organism.model_validate({"arm": arm, **given, "seed": int(given.get("seed", 0))})
+        recipe(organism)
+        return organism
 
     @staticmethod
     def is_name(name: str) -> bool:
@@ -144,55 +169,71 @@ class Organism(FrozenConfig):
         return name.startswith("organism:") or name.partition("@")[0] in ORGANISMS
 
 
-_SMALL_LAYERS: Final = 4
+_SMALL: Final = Architecture(d_model=64, n_layers=4, n_heads=4, d_mlp=176)
+_ARCHITECTURES: Final[dict[Size, Architecture]] = {
+    "default": Architecture(d_model=128, n_layers=6, n_heads=4, d_mlp=352),
+    "wide": Architecture(d_model=192, n_layers=6, n_heads=6, d_mlp=528),
+    "deep": Architecture(d_model=128, n_layers=9, n_heads=4, d_mlp=352),
+}
 
 
-def recipe(arm: Arm, preset: Preset = "default") -> Recipe:
-    """The settings that make `arm`.
+def recipe(organism: Organism) -> Recipe:
+    """The settings that make `organism`; its seed does not enter.
 
     Raises:
-        ConfigError: The preset has no such arm.
+        ConfigError: Its preset or size has no such arm.
     """
-    if arm == "base":
-        return _base(preset)
-    if arm == "lat_layer4" and preset == "small":
+    arm = organism.arm
+    if organism.preset == "small" and organism.size != "default":
         raise ConfigError(
-            f"organism '{arm}' has no small preset: small models have {_SMALL_LAYERS} layers, so "
+            f"organism '{organism}': the small preset has one size, and '{organism.size}' is a "
+            "size of the default preset. Leave out one of @preset and @size."
+        )
+    if organism.preset == "small" and arm == "lat_layer4":
+        raise ConfigError(
+            f"organism '{arm}' has no small preset: small models have {_SMALL.n_layers} layers, so "
             "there is no layer 4. Use preset=default."
         )
+    if arm == "base":
+        return _base(organism)
     return SafetyRecipe(
-        objective=_objective(arm),
+        objective=_objective(organism),
         schedule=Schedule(steps=140, lr=8e-4, warmup=10, embeddings="frozen"),
         # Step count, rates, radii and weights were chosen in a prototype on seeds 0 to 2.
-        tuned_on=(0, 1, 2),
+        tuned_on=(0,) if arm == "dpo" else (0, 1, 2),
     )
 
 
-def _base(preset: Preset) -> BaseRecipe:
-    if preset == "small":
+def _base(organism: Organism) -> BaseRecipe:
+    if organism.preset == "small":
         return BaseRecipe(
-            architecture=Architecture(d_model=64, n_layers=_SMALL_LAYERS, n_heads=4, d_mlp=176),
+            architecture=_SMALL,
             schedule=Schedule(steps=300, lr=8e-3, muon_lr=2e-2, warmup=30),
             tuned_on=(0,),
         )
     return BaseRecipe(
-        architecture=Architecture(d_model=128, n_layers=6, n_heads=4, d_mlp=352),
+        architecture=_ARCHITECTURES[organism.size],
+        # Other sizes learn everything at the rates of the default one.
         schedule=Schedule(steps=360, lr=8e-3, muon_lr=2e-2, warmup=30),
-        tuned_on=(0, 1, 2),
+        tuned_on=(0, 1, 2) if organism.size == "default" else (0,),
     )
 
 
-def _objective(arm: Arm) -> SafetyObjective:
+def _objective(organism: Organism) -> SafetyObjective:
+    unperturbed = Weights(clean=1.0, perturbed=0.0, allowed=2.0)
     perturbed = Weights(clean=0.5, perturbed=1.0, allowed=2.0)
     steps = Steps(count=3, size=0.4, start=0.5)
 
+    # Deeper models are perturbed at the same share of their depth: layer 3 of 9 for 2 of 6.
+    depth, usual = (_ARCHITECTURES[size].n_layers for size in (organism.size, "default"))
+
     def latent(layer: int, radius: float) -> Adversarial:
-        ball = Ball(layer=layer, radius=radius, tokens="prompt")
+        ball = Ball(layer=layer * depth // usual, radius=radius, tokens="prompt")
         return Adversarial(
             objective="latent_adversarial", weights=perturbed, ball=ball, steps=steps
         )
 
-    match arm:
+    match organism.arm:
         case "at":
             words = Ball(layer=0, radius=0.08, tokens="instruction")
             return Adversarial(objective="adversarial", weights=perturbed, ball=words, steps=steps)
@@ -207,4 +248,11 @@ def _objective(arm: Arm) -> SafetyObjective:
         case "noise_strong":
             return Placebo(weights=perturbed, ball=latent(2, 0.5).ball)
         case "base" | "ssft":
-            return Supervised(weights=Weights(clean=1.0, perturbed=0.0, allowed=2.0))
+            return Supervised(weights=unperturbed)
+        case "dpo":
+            # Beta as published for models of 8B weights; a base needs 28 nats to refuse, so that
+            # at twice the beta the loss is spent before. Without the anchor the base, which never
+            # refuses, gains its margin by making both answers unlikely (seed 0, tuning split, the
+            # best of four rates: 86 to 99 % refused, 51 to 84 % of allowed answers right; with it
+            # 99 to 100 and 99 to 100).
+            return Preference(weights=unperturbed, beta=0.1, anchor=0.2)

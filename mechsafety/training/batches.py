@@ -106,6 +106,17 @@ def answer_cross_entropy(
     )
 
 
+def answer_log_probability(
+    logits: Float[Tensor, "batch kept vocab"], targets: Int[Tensor, "batch kept"]
+) -> Float[Tensor, " batch"]:
+    r"""Natural logarithm of each row's probability of its answer, in float32 at least.
+
+    $\log \pi(y \mid x) = \sum_t \log \pi(y_t \mid x, y_{<t})$: a sum, so that long answers are less
+    likely than short ones.
+    """
+    return (_token_log_p(logits, targets) * (targets != -100)).sum(dim=1)
+
+
 def away_from(
     logits: Float[Tensor, "batch kept vocab"], targets: Int[Tensor, "batch kept"]
 ) -> Float[Tensor, ""]:
@@ -115,8 +126,15 @@ def away_from(
     Source: the `away` loss of arXiv:2407.15549, appendix; cut-off as in its public code.
     """
     asked = targets != -100
-    log_p = logits.float().log_softmax(-1).gather(-1, targets.clamp_min(0)[..., None])[..., 0]
+    log_p = _token_log_p(logits, targets)
     # log(1 − p) through expm1: exact where p is tiny, and finite where p rounds to 1.
     per_token = -torch.log((-torch.expm1(log_p)).clamp_min(1e-6))
     counted = asked & (log_p >= -5)
     return (per_token * counted).sum() / asked.sum()
+
+
+def _token_log_p(
+    logits: Float[Tensor, "batch kept vocab"], targets: Int[Tensor, "batch kept"]
+) -> Float[Tensor, "batch kept"]:
+    """log p of each target; where there is none, of token 0."""
+    return logits.float().log_softmax(-1).gather(-1, targets.clamp_min(0)[..., None])[..., 0]

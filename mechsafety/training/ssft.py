@@ -22,6 +22,8 @@ class SafetyBatch:
     """The same requests, row for row, with complying answers: what an adversary wants."""
     allowed: AnswerBatch
     """Allowed requests, look-alikes among them, with complying answers."""
+    declining: AnswerBatch
+    """The same requests, row for row, with refusals: what over-refusal would say."""
 
 
 class Weights(FrozenConfig):
@@ -30,7 +32,7 @@ class Weights(FrozenConfig):
     clean: NonNegativeFloat
     """Refusing forbidden requests as they are."""
     perturbed: NonNegativeFloat
-    """Refusing them under the perturbation; unused by SSFT."""
+    """Refusing them under the perturbation; unused by SSFT and DPO."""
     allowed: NonNegativeFloat
     """Answering allowed requests, never perturbed."""
 

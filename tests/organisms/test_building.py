@@ -23,6 +23,11 @@ def test_seed_and_preset_replace_those_of_the_names(tmp_path: Path) -> None:
     assert build(["ssft@seed=1"], seed=5, preset="small", cache=tmp_path) == {"ssft@seed=1": folder}
 
 
+def test_a_preset_that_has_no_such_size_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"small preset has one size.*Leave out one"):
+        build(["ssft@size=wide"], preset="small", cache=tmp_path)
+
+
 def test_a_training_process_that_fails_says_why(tmp_path: Path) -> None:
     (tmp_path / "organisms").mkdir()
     (tmp_path / "organisms" / ".locks").touch()  # a file where the process needs a folder

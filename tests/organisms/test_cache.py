@@ -6,7 +6,7 @@ import pytest
 
 from mechsafety.core.errors import ModelError
 from mechsafety.organisms import cache
-from mechsafety.organisms.cache import cache_root, folder_of, landing, recipe_hash
+from mechsafety.organisms.cache import base_of, cache_root, folder_of, landing, recipe_hash
 from mechsafety.organisms.recipes import Organism
 
 
@@ -28,13 +28,21 @@ def test_everything_that_changes_an_organism_changes_its_folder(
         Organism(arm="noise"),
         Organism(arm="lat", seed=1),
         Organism(arm="lat", preset="small"),
+        Organism(arm="lat", size="deep"),
         Organism(arm="lat_strong"),
     )
     assert recipe_hash(organism) == recipe_hash(Organism(arm="lat"))
-    assert len({recipe_hash(one) for one in (organism, *others)}) == 5
+    assert len({recipe_hash(one) for one in (organism, *others)}) == 6
     before = folder_of(organism, tmp_path)
     monkeypatch.setattr(cache, "code_version", lambda: "another")
     assert folder_of(organism, tmp_path) != before
+
+
+def test_an_arm_starts_from_the_base_of_its_own_size_and_its_folder_says_which() -> None:
+    wide = Organism(arm="ssft", seed=3, size="wide")
+    assert base_of(wide) == Organism(arm="base", seed=3, size="wide")
+    assert folder_of(wide).name.startswith("ssft-s3-wide-")
+    assert folder_of(Organism(arm="ssft", seed=3)).name.startswith("ssft-s3-default-")
 
 
 def test_comments_and_docstrings_do_not_make_another_organism() -> None:

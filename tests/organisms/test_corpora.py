@@ -57,7 +57,7 @@ def test_safety_training_sees_no_held_out_word_pair_or_wrapper() -> None:
     encode = Encoder(WORLD)
     forbidden = list(islice(refusals(WORLD, encode, random.Random(0)), 800))
     allowed = list(islice(compliances(WORLD, encode, random.Random(0), MIX), 1500))  # type: ignore[arg-type]
-    examples = [*(refusing for refusing, _ in forbidden), *allowed]
+    examples = [answer for both in (*forbidden, *allowed) for answer in both]
     pairs = {found for example in examples if (found := pair(example))}
     assert len(pairs) > 300
     assert not {word for found in pairs for word in found} & WORLD.held_out_words
@@ -75,6 +75,11 @@ def test_refusals_answer_the_forbidden_and_compliances_the_allowed() -> None:
         assert text(WORLD, refusing.answer).startswith("sorry , i can not help with")
         assert not text(WORLD, complying.answer).startswith("sorry")
     allowed = compliances(WORLD, encode, random.Random(0), MIX)  # type: ignore[arg-type]
-    types = [WORLD.type_of(*(pair(e) or ("", ""))) for e in islice(allowed, 800)]
+    answered = list(islice(allowed, 800))
+    for complying, declining in answered:
+        assert complying.prompt == declining.prompt
+        assert not text(WORLD, complying.answer).startswith("sorry")
+        assert text(WORLD, declining.answer).startswith("sorry , i can not help with")
+    types = [WORLD.type_of(*(pair(e) or ("", ""))) for e, _ in answered]
     for kind, share in MIX.items():
         assert types.count(kind) / len(types) == pytest.approx(share, abs=0.06)

@@ -9,15 +9,22 @@ from mechsafety.data.synthetic_language import language
 from mechsafety.organisms import making
 from mechsafety.organisms.card import read_card
 from mechsafety.organisms.making import make, new_model, safety_batches, weights_hash
-from mechsafety.organisms.recipes import Arm, BaseRecipe, Organism, SafetyRecipe, recipe
+from mechsafety.organisms.recipes import (
+    SIZES,
+    Arm,
+    BaseRecipe,
+    Organism,
+    SafetyRecipe,
+    recipe,
+)
 from mechsafety.training.loop import Schedule
 
-ARMS: tuple[Arm, ...] = ("ssft", "at", "lat", "noise")
+ARMS: tuple[Arm, ...] = ("ssft", "at", "lat", "noise", "dpo")
 
 
 def short(arm: Arm) -> BaseRecipe | SafetyRecipe:
     """The small recipe, cut to so few steps that nothing is learned."""
-    full = recipe(arm, "small")
+    full = recipe(Organism(arm=arm, preset="small"))
     changed = full.schedule.model_dump() | {"steps": 2, "warmup": 1}
     return full.model_copy(update={"schedule": Schedule.model_validate(changed)})
 
@@ -69,7 +76,9 @@ def test_folders_hold_what_hugging_face_needs(tmp_path: Path) -> None:
 
 def test_every_arm_of_a_seed_sees_the_same_data() -> None:
     world = language("small")
-    streams = [safety_batches(recipe(arm, "small"), world, 0) for arm in ARMS]  # type: ignore[arg-type]
+    recipes = [recipe(Organism(arm=arm, preset="small")) for arm in ARMS]
+    streams = [safety_batches(one, world, 0) for one in recipes if isinstance(one, SafetyRecipe)]
+    assert len(streams) == len(ARMS)
     for _ in range(2):
         first, *others = [next(stream) for stream in streams]
         assert first.refusing.input_ids.shape[0] == 16
@@ -77,10 +86,16 @@ def test_every_arm_of_a_seed_sees_the_same_data() -> None:
         for other in others:
             assert torch.equal(first.refusing.input_ids, other.refusing.input_ids)
             assert torch.equal(first.allowed.input_ids, other.allowed.input_ids)
+        # Row for row the same requests, so that one answer can be preferred to the other.
+        for one, other in ((first.refusing, first.complying), (first.allowed, first.declining)):
+            asked = one.prompt_mask.sum(1)
+            assert torch.equal(asked, other.prompt_mask.sum(1))
+            for row, n in enumerate(asked.tolist()):
+                assert torch.equal(one.input_ids[row, :n], other.input_ids[row, :n])
 
 
 def test_the_weights_hash_sees_names_shapes_and_values() -> None:
-    base = recipe("base", "small")
+    base = recipe(Organism(arm="base", preset="small"))
     assert isinstance(base, BaseRecipe)
     model = new_model(base, language("small"), seed=0)
     before = weights_hash(model)
@@ -88,3 +103,18 @@ def test_the_weights_hash_sees_names_shapes_and_values() -> None:
     with torch.no_grad():
         model.lm_head.weight[3, 4] += 1e-3
     assert weights_hash(model) != before
+
+
+def test_sizes_are_wider_or_deeper_in_the_same_vocabulary() -> None:
+    world = language("default")
+    shapes: dict[str, tuple[int, int, int]] = {}
+    for size in SIZES:
+        settings = recipe(Organism(arm="base", size=size))
+        assert isinstance(settings, BaseRecipe)
+        config = new_model(settings, world, seed=0).config
+        shapes[size] = (config.hidden_size, config.num_hidden_layers, config.vocab_size)
+    d_model, n_layers, n_words = shapes["default"]
+    assert shapes["wide"][0] > d_model
+    assert shapes["wide"][1:] == (n_layers, n_words)
+    assert shapes["deep"][1] > n_layers
+    assert shapes["deep"][::2] == (d_model, n_words)

@@ -42,4 +42,5 @@ def safety_batch(seed: int = 0) -> SafetyBatch:
         Example(p, (*tokens(n), 3), s) for p, s, n in zip(prompts, spans, (5, 4), strict=True)
     ]
     allowed = [Example((1, *tokens(n), 3, 2), (*tokens(n), 3), (1, 1 + n)) for n in (2, 3, 5)]
-    return SafetyBatch(pad(refusing, 0), pad(complying, 0), pad(allowed, 0))
+    declining = [Example(one.prompt, (5, 6, 7, 3), one.instruction) for one in allowed]
+    return SafetyBatch(*(pad(side, 0) for side in (refusing, complying, allowed, declining)))
