@@ -205,15 +205,15 @@ def unmeasured(claim: DeclaredFinding[CellT], why: str, notes: Sequence[str]) ->
 def resolved(claim: DeclaredFinding[CellT], primary: Mapping[str, str]) -> Cell:
     """The claim's cell with what its rules came to in this run."""
     stated = cast("FrozenConfig", claim.cell).model_dump(mode="json")
-    return {**{key: _flat(value) for key, value in stated.items()}, **primary}
+    flat = {key: _flat(value) for key, value in stated.items() if value != []}
+    return {**flat, **primary}
 
 
 def _flat(value: Any) -> Dimension:
     """A list of pairs, such as a claim's replications, in words; all else as it is."""
     if not isinstance(value, list):
         return value
-    pairs = cast("list[list[str]]", value)
-    return "; ".join("–".join(pair) for pair in pairs) or None
+    return "; ".join("–".join(pair) for pair in cast("list[list[str]]", value))
 
 
 def rate_difference(

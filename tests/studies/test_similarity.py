@@ -71,7 +71,7 @@ def test_a_copy_is_as_like_as_a_model_is_to_itself(turned: Ran) -> None:
         found = turned.finding(name)
         assert found.verdict == "equivalent", found.explanation
         assert found.value == pytest.approx(0, abs=1e-3)
-        assert "held-out neutral activations" in found.notes[-1]
+        assert "held-out neutral activations" in found.notes[0]
     excess = turned.finding("copy_excess")
     assert excess.value == pytest.approx(0, abs=1e-3)
     assert "alike in everything" in excess.explanation

@@ -34,9 +34,9 @@ def _direction_figures(measured: Measured) -> list[Figure]:
     different = [one for one in same_width if one.first != one.second]
     if not different:
         return []
-    deepest = max(view.dims.n_layers for view in frame.views.values())
+    n_layers = frame.views[names[0]].dims.n_layers
     settings = frame.config.transfer
-    start_layer = transfer_layer(settings, deepest) if settings else depth_match(85, 100, deepest)
+    start_layer = transfer_layer(settings, n_layers) if settings else depth_match(2, 3, n_layers)
     start_pair = {"first": different[0].first, "second": different[0].second}
     return [
         Figure(

@@ -149,7 +149,10 @@ def _at_layers(
         choices=choices,
         null=null,
         unit=f"{unit} (prompts)",
-        notes=() if fitted is None else map_notes(fitted),
+        notes=(
+            *(() if fitted is None else map_notes(fitted)),
+            left_out(measured.frame.plan.groups.n_groups),
+        ),
         agrees=fitted is None or sees_direction(fitted),
     )
 
@@ -274,8 +277,12 @@ def _matching(cell: MatchingCell, pair: Pair, measured: Measured) -> Assessed | 
         if found is not None and (same or by == "cka"):
             choices |= {choice_key({"by": by, **settings}): e for settings, e in found}
     primary = {"by": cell.by, "channels": "all"}
+    groups = measured.frame.plan.groups.n_groups
     if cell.by == "cka":
         primary["prompts"] = "neutral"
+        groups = next(
+            len(one.cka.left_out) for one in measured.activations if one.prompts == "neutral"
+        )
     if choice_key(primary) not in choices:
         return (
             f"{pair[0]} and {pair[1]} share no space, so their layers can be matched by `cka` only."
@@ -287,6 +294,7 @@ def _matching(cell: MatchingCell, pair: Pair, measured: Measured) -> Assessed | 
         choices=choices,
         null="95 % range under permuted labels (cosine), or range over shuffled prompts (cka)",
         unit=f"{cell.by}, layers of equal depth less others (prompts)",
+        notes=(left_out(groups),),
     )
 
 
@@ -387,13 +395,18 @@ def _best_words(frequency: Tensor, matched: Tensor) -> str:
     )
 
 
+def left_out(n_groups: int) -> str:
+    """What an interval of likeness rests on."""
+    return f"The interval leaves out {n_groups} groups of prompts in turn."
+
+
 # --- notes ---------------------------------------------------------------------------------------
 
 
 def _notes(measured: Measured) -> tuple[str, ...]:
     """What every finding of the run rests on."""
     frame = measured.frame
-    notes = [f"Intervals leave out {frame.plan.groups.n_groups} groups of prompts in turn."]
+    notes: list[str] = []
     if frame.config.templates == "own":
         notes.append("Each model is read under its own chat template.")
     for what in ("dtype", "quantization"):
