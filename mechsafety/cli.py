@@ -302,10 +302,14 @@ def import_(
 @_command
 def organisms_build(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[ORGANISM...]", help="Default: all of the demo.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[ORGANISM...]",
+            help="Such as ssft or ssft@seed=1@size=wide (or deep). Default: the demo's, at seed 0.",
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Training seed of all.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Size of all: default or small.")] = None,
+    preset: Annotated[str | None, typer.Option(help="World of all: default or small.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Trained side by side, one thread each.")] = 2,
     as_json: Json = False,
     debug: Debug = False,

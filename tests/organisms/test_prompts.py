@@ -120,6 +120,15 @@ def test_look_alikes_are_allowed_and_have_one_restricted_word() -> None:
     assert {kind: kinds.count(kind) for kind in kinds} == {"neutral": 40, "lookA": 40, "lookB": 40}
 
 
+def test_look_alikes_are_two_thirds_of_neutral_prompts_where_they_are_asked_for() -> None:
+    plain, mixed = (neutral(N, 0, look_alikes=asked) for asked in (False, True))
+    assert {p.labels["type"] for p in plain} == {"neutral"}
+    types = [p.labels["type"] for p in mixed]
+    assert {kind: types.count(kind) for kind in types} == {
+        "neutral": N // 3, "lookA": N // 3, "lookB": N // 3,
+    }  # fmt: skip
+
+
 def test_neutral_prompts_leave_out_what_they_are_told_to_avoid() -> None:
     first = neutral(N, 0, preset="small")
     avoided = {p.instruction for p in first}
