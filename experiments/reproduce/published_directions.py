@@ -266,9 +266,11 @@ def compare_arms(
             }
             for one, other in itertools.combinations(rows, 2):
                 found = layer_cosines(stacks[one], stacks[other], deals)
-                low, high = (float(end) for end in found.null_range())
                 first, second = rows[one], rows[other]
-                raw, null = float(found.raw), found.null[:, 0, 0]
+                raw, null = float(found.raw), found.null_with_shift[:, 0, 0]
+                ends = torch.tensor([0.025, 0.975], dtype=null.dtype)
+                low, high = (float(end) for end in null.quantile(ends))
+                residual_low, residual_high = (float(end) for end in found.null_range())
                 cells.append(
                     {
                         "first": one,
@@ -283,8 +285,11 @@ def compare_arms(
                         "null_mean": float(null.mean()),
                         "null_low": low,
                         "null_high": high,
-                        "excess": float(found.excess),
                         **vars_p(raw, null),
+                        "residual_null_mean": float(found.null.mean()),
+                        "residual_null_low": residual_low,
+                        "residual_null_high": residual_high,
+                        "excess": float(found.excess),
                         **with_interval(
                             "cka", jackknifed_cka(first, second, "unbiased", leave_out)
                         ),
@@ -363,15 +368,17 @@ def print_arms(told: Mapping[str, Any]) -> None:
     print(
         f"Massive channels: {', '.join(map(str, told['massive_channels'])) or 'none'}. Intervals: "
         f"95 %, delete-group jackknife. Null: the same permuted labels in both arms, {N_DRAWS} "
-        "draws, 95 % range. CKA: unbiased, both classes."
+        "draws, 95 % range; of residuals: each class about its own mean, without the shift that "
+        "would hide in its own null; the excess is over their mean. CKA: unbiased, both classes."
     )
     for row in told["arms"]:
         print(
             f"layer {row['layer']}, {row['first']} with {row['second']}, "
             f"{CONTROL_WORDS[row['control']]}: cosine {span(row, 'cosine')}, null "
-            f"{number(row['null_low'])} to {number(row['null_high'])}, excess "
-            f"{number(row['excess'])}, p {number(row['p_value'])} (resolution "
-            f"{number(row['resolution'])}); disjoint prompts {number(row['disjoint'])}, halves of "
+            f"{number(row['null_low'])} to {number(row['null_high'])} (p {number(row['p_value'])}, "
+            f"resolution {number(row['resolution'])}), of residuals "
+            f"{number(row['residual_null_low'])} to {number(row['residual_null_high'])}, excess "
+            f"{number(row['excess'])}; disjoint prompts {number(row['disjoint'])}, halves of "
             f"one arm {number(row['reliability_first'])} and {number(row['reliability_second'])}, "
             f"disattenuated {number(row['disattenuated'])}; CKA {span(row, 'cka')} (biased "
             f"{number(row['cka_biased'])})"

@@ -29,7 +29,11 @@ class DirectionStack:
     left_out: Float[Tensor, "group layer d"]
     """Without each jackknife group."""
     permuted: Float[Tensor, "draw layer d"]
-    """With permuted labels, the same in every model."""
+    """Of residuals (each class about its own mean) with permuted labels, the same in every model:
+    what the prompts alone give."""
+    permuted_with_shift: Float[Tensor, "draw layer d"]
+    """Of the rows themselves with permuted labels. Every relabeling keeps a random share of the
+    shift between the classes, so that this grows with what is tested."""
     halves: tuple[Float[Tensor, "split layer d"], Float[Tensor, "split layer d"]]
     """On half A and on half B of each split."""
     left_out_halves: tuple[
@@ -91,6 +95,7 @@ class DirectionStack:
             whole=change(self.whole),
             left_out=change(self.left_out),
             permuted=change(self.permuted),
+            permuted_with_shift=change(self.permuted_with_shift),
             halves=(change(a), change(b)),
             left_out_halves=(change(left_a), change(left_b)),
         )
@@ -122,12 +127,12 @@ def refitted(
     varying = varying_layers(rows)
     everywhere = len(varying) == rows.shape[1]
 
-    def vectors(deals: Deals) -> Tensor:
+    def vectors(deals: Deals, of: Tensor = rows) -> Tensor:
         if everywhere:
-            return fit(rows, deals).to(dtype)
+            return fit(of, deals).to(dtype)
         found = rows.new_zeros(len(deals), *rows.shape[1:], dtype=dtype)
         if varying:
-            found[:, varying] = fit(rows[:, varying], deals).to(dtype)
+            found[:, varying] = fit(of[:, varying], deals).to(dtype)
         return found
 
     a, b = plan.halves
@@ -135,7 +140,8 @@ def refitted(
     stack = DirectionStack(
         whole=vectors(plan.whole)[0],
         left_out=vectors(plan.left_out),
-        permuted=vectors(plan.permuted),
+        permuted=vectors(plan.permuted, _residuals(rows, plan)),
+        permuted_with_shift=vectors(plan.permuted),
         halves=(vectors(a), vectors(b)),
         left_out_halves=(vectors(left_a), vectors(left_b)),
         fingerprint=plan.fingerprint,
@@ -160,3 +166,12 @@ def refitted(
         return directions.masked_fill(missing[:, None], 0.0)
 
     return stack.mapped(checked)
+
+
+def _residuals(rows: Float[Tensor, "row layer d"], plan: Plan) -> Float[Tensor, "row layer d"]:
+    """Each class about its own mean, in at least float32."""
+    centered = rows.to(torch.promote_types(rows.dtype, torch.float32), copy=True)
+    for members in plan.whole.members(0):
+        at = members.to(rows.device)
+        centered[at] = (rows[at].double() - rows[at].double().mean(dim=0)).to(centered.dtype)
+    return centered

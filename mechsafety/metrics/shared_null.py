@@ -57,7 +57,11 @@ class LayerCosines:
     reliability_second: Float[Tensor, " n_second"]
     """As above, of the second model."""
     null: Float[Tensor, "draw n_first n_second"]
-    """`raw` with the same permuted labels in both models."""
+    """`raw` with the same permuted labels in both models, of residuals: each class about its own
+    mean. What the models' shared prompts explain."""
+    null_with_shift: Float[Tensor, "draw n_first n_second"]
+    """As above of the rows themselves, as it is printed: with the shift left in, relabelings point
+    along it in both models, and a shift that is alike hides in its own null."""
     independent_null: Float[Tensor, "draw n_first n_second"]
     """`raw` with other permuted labels in each model: a reference line, not the null."""
     base: Mapping[Statistic, Float[Tensor, "n_first n_second"]]
@@ -248,6 +252,7 @@ def layer_cosines(first: DirectionStack, second: DirectionStack, plan: Plan) -> 
         reliability_first=of_first,
         reliability_second=of_second,
         null=_cosines(first.permuted, second.permuted),
+        null_with_shift=_cosines(first.permuted_with_shift, second.permuted_with_shift),
         independent_null=_cosines(first.permuted, second.permuted.roll(1, dims=0)),
         base={"raw": raw, "disjoint": few.disjoint(), "disattenuated": few.disattenuated()},
         replicates={

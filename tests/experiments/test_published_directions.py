@@ -122,7 +122,7 @@ def test_arms_stand_beside_what_their_prompts_share_with_and_without_massive_cha
     for row in rows.values():
         assert row["cosine_low"] <= row["cosine"] <= row["cosine_high"]
         assert row["cka_low"] <= row["cka"] <= row["cka_high"]
-        assert row["excess"] == pytest.approx(row["cosine"] - row["null_mean"])
+        assert row["excess"] == pytest.approx(row["cosine"] - row["residual_null_mean"])
     # One channel decides both numbers, until it is out.
     assert rows["baseline", "own", "all"]["cka"] < 0.1 < far["cka"]
     assert rows["baseline", "own", "all"]["cosine"] + 0.1 < far["cosine"]

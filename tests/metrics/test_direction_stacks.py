@@ -27,7 +27,7 @@ def parts(stack: DirectionStack) -> list[Tensor]:
     return [
         stack.whole[None],
         stack.left_out,
-        stack.permuted,
+        stack.permuted_with_shift,
         *stack.halves,
         *stack.left_out_halves,
     ]

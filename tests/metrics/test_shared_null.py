@@ -155,7 +155,9 @@ def test_every_number_is_that_of_the_rows_themselves(generator: torch.Generator)
 
     a, b = (half.weights for half in deals.halves)
     permuted = deals.permuted.weights
-    torch.testing.assert_close(found.null[:, 0, 0], dealt(permuted, permuted))
+    torch.testing.assert_close(found.null_with_shift[:, 0, 0], dealt(permuted, permuted))
+    x, y = (residuals(rows) for rows in (first, second))
+    torch.testing.assert_close(found.null[:, 0, 0], dealt(permuted, permuted, x, y))
     across = (dealt(a, b).mean() + dealt(b, a).mean()) / 2
     assert float(found.disjoint) == pytest.approx(float(across))
     reliabilities = dealt(a, b, first, first).mean(), dealt(a, b, second, second).mean()
@@ -165,8 +167,26 @@ def test_every_number_is_that_of_the_rows_themselves(generator: torch.Generator)
     assert float(found.disattenuated) == pytest.approx(float(across) / noise)
 
 
+def residuals(rows: Tensor) -> Tensor:
+    """Each class about its own mean."""
+    harmful, harmless = rows[:N_HARMFUL], rows[N_HARMFUL:]
+    return torch.cat([harmful - harmful.mean(0), harmless - harmless.mean(0)])
+
+
+def test_a_shift_that_two_models_share_does_not_hide_in_its_own_null(
+    generator: torch.Generator,
+) -> None:
+    # Nothing is alike in the two but the shift, which is as large as the noise.
+    shift = planted(generator, 1.0, 20.0)[0]
+    found = measured(*models(generator, (shift, shift), own=3.0))
+    assert float(found.raw) > 0.8
+    assert float(found.null.quantile(0.975)) < 0.5
+    assert float(found.excess) > 0.7
+    assert float(found.null_with_shift.quantile(0.975)) > float(found.null.quantile(0.975)) + 0.1
+
+
 def numbers(found: LayerCosines) -> Tensor:
-    parts = [found.raw, found.disjoint, found.disattenuated, found.null]
+    parts = [found.raw, found.disjoint, found.disattenuated, found.null, found.null_with_shift]
     parts += [found.reliability_first, found.reliability_second, found.independent_null]
     parts += [*found.replicates.values(), *found.same_half]
     return torch.cat([part.flatten() for part in parts])

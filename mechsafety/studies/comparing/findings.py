@@ -44,8 +44,10 @@ _SATURATED_WORDS: Final = (
     "alike in this: see the cosine without noise."
 )
 
-Of = Callable[[LayerCosines, tuple[int, int], Likeness], Effect]
-"""The effect of one cell of cosines."""
+Effects = list[tuple[dict[str, str], Effect]]
+"""Effects of a cell under further choices of analysis, the primary one first."""
+Of = Callable[[LayerCosines, tuple[int, int], Likeness], Effects]
+"""The effects of one cell of cosines."""
 
 
 def finding(claim: Claim, measured: Measured) -> Finding:
@@ -93,7 +95,8 @@ def _seeds(claim: Claim, measured: Measured) -> list[tuple[int, ...]]:
 # --- claims about one place ----------------------------------------------------------------------
 
 _EXCESS_NULL = (
-    "95 % range of the cosine with the same permuted labels in both models, about its mean"
+    "95 % range of the cosine with the same permuted labels in both models, of activations about "
+    "their class means, about its own mean"
 )
 _HALVES_NULL = (
     "95 % range over splits of what one model's own directions differ by between halves of the "
@@ -121,6 +124,7 @@ def _at_layers(
         return f"{first} and {second} share no space, and `maps.methods` is empty."
     primary = {"layer": str(layer), "match": cell.match, "via": via, "channels": "all"}
     choices: dict[tuple[tuple[str, str], ...], Effect] = {}
+    further: dict[str, str] = {}
     for one in measured.likenesses:
         if (one.first, one.second) not in (pair, pair[::-1]) or one.via not in methods:
             continue
@@ -140,7 +144,10 @@ def _at_layers(
                 "via": one.via,
                 "channels": one.channels,
             }
-            choices[choice_key(settings)] = effect(one.cosines, there, one)
+            found = effect(one.cosines, there, one)
+            further = found[0][0]
+            choices |= {choice_key({**settings, **more}): each for more, each in found}
+    primary |= further
     if choice_key(primary) not in choices:
         return _missing(pair, primary, measured)
     fitted = map_of(pair, primary, measured)
@@ -161,33 +168,37 @@ def _whole(found: LayerCosines, at: tuple[int, int]) -> bool:
     return all(bool(found.has_interval(name)[at]) for name in ("raw", "disjoint", "disattenuated"))
 
 
-def _excess(found: LayerCosines, at: tuple[int, int], one: Likeness) -> Effect:
-    """Raw cosine less the mean of the shared null."""
+def _excess(found: LayerCosines, at: tuple[int, int], one: Likeness) -> Effects:
+    """Raw cosine less the mean of the shared null: of residuals, and of rows with their shift."""
     raw = found.jackknifed("raw", *at)
-    draws = found.null[:, at[0], at[1]]
-    mean = float(draws.mean())
     low, high = raw.interval()
-    covered = null_range(draws)
     disattenuated = found.jackknifed("disattenuated", *at)
-    return Effect(
-        value=raw.value - mean,
-        interval=Interval(low - mean, high - mean),
-        null=(covered[0] - mean, covered[1] - mean),
-        n=one.n_rows,
-        words=f"{_names(one)}: cosine {raw.value:.3f} [{low:.3f}, {high:.3f}]; the same permuted "
-        f"labels in both models give {covered[0]:.3f} to {covered[1]:.3f}, mean {mean:.3f}; on "
-        f"disjoint prompts {found.jackknifed('disjoint', *at).value:.3f} of a ceiling of "
-        f"{_ceiling(found, at):.3f}, without noise {disattenuated.value:.3f}."
-        + (_SATURATED_WORDS if mean > SATURATED else ""),
-    )
+    effects: Effects = []
+    for name, null in (("residuals", found.null), ("labels", found.null_with_shift)):
+        draws = null[:, at[0], at[1]]
+        mean = float(draws.mean())
+        covered = null_range(draws)
+        effect = Effect(
+            value=raw.value - mean,
+            interval=Interval(low - mean, high - mean),
+            null=(covered[0] - mean, covered[1] - mean),
+            n=one.n_rows,
+            words=f"{_names(one)}: cosine {raw.value:.3f} [{low:.3f}, {high:.3f}]; the same "
+            f"permuted labels in both models give {covered[0]:.3f} to {covered[1]:.3f}, mean "
+            f"{mean:.3f}; on disjoint prompts {found.jackknifed('disjoint', *at).value:.3f} of a "
+            f"ceiling of {_ceiling(found, at):.3f}, without noise {disattenuated.value:.3f}."
+            + (_SATURATED_WORDS if mean > SATURATED else ""),
+        )
+        effects.append(({"null": name}, effect))
+    return effects
 
 
-def _shortfall(found: LayerCosines, at: tuple[int, int], one: Likeness) -> Effect:
+def _shortfall(found: LayerCosines, at: tuple[int, int], one: Likeness) -> Effects:
     """One less the cosine without noise: what is missing from one model with itself."""
     number = found.jackknifed("disattenuated", *at)
     low, high = number.interval()
     covered = null_range(1 - _within(one, at))
-    return Effect(
+    effect = Effect(
         value=1 - number.value,
         interval=Interval(1 - high, 1 - low),
         null=covered,
@@ -196,9 +207,10 @@ def _shortfall(found: LayerCosines, at: tuple[int, int], one: Likeness) -> Effec
         f"{high:.3f}], where one model with itself has 1; on disjoint prompts it is "
         f"{found.jackknifed('disjoint', *at).value:.3f} of a ceiling of {_ceiling(found, at):.3f}.",
     )
+    return [({}, effect)]
 
 
-def _angle(found: LayerCosines, at: tuple[int, int], one: Likeness) -> Effect:
+def _angle(found: LayerCosines, at: tuple[int, int], one: Likeness) -> Effects:
     """The angle without noise, in degrees."""
     number = found.jackknifed("disattenuated", *at)
     low, high = number.interval()
@@ -207,7 +219,7 @@ def _angle(found: LayerCosines, at: tuple[int, int], one: Likeness) -> Effect:
         float(_degrees(torch.tensor(cosine, dtype=torch.float64)))
         for cosine in (number.value, high, low)
     )
-    return Effect(
+    effect = Effect(
         value=value,
         interval=Interval(min(nearest, value), max(farthest, value)),
         null=covered,
@@ -216,6 +228,7 @@ def _angle(found: LayerCosines, at: tuple[int, int], one: Likeness) -> Effect:
         f"directions without noise (cosine {number.value:.3f}); halves of one model's prompts "
         f"differ by up to {covered[1]:.1f}° about their mean.",
     )
+    return [({}, effect)]
 
 
 def _within(one: Likeness, at: tuple[int, int]) -> Tensor:

@@ -34,9 +34,14 @@ def cosines_table(measured: Measured) -> Table:
     table = Table(
         "cosines",
         f"Cosines of the models' directions, layer by layer. {words}. {VIA_WORDS} "
-        "cosine_permuted_labels: "
-        f"mean and 95 % range of {n_draws} cosines with the same permuted labels in both models; "
-        "excess: cosine less that mean, which is the finding. cosine_independent_labels: other "
+        "cosine_permuted_residuals: "
+        f"mean and 95 % range of {n_draws} cosines with the same permuted labels in both models, "
+        "of "
+        "activations about their class means: the null. excess: cosine less that mean, which is "
+        "the "
+        "finding. cosine_permuted_labels: the same of the activations themselves, as papers have "
+        "it; every relabeling then keeps a share of the shift that is tested. "
+        "cosine_independent_labels: other "
         "permuted labels in each model, a reference line. ceiling: what disjoint halves of one "
         f"model's prompts reach. {_INTERVALS} Layer n is the output of the last block.",
     )
@@ -97,7 +102,8 @@ def _add_cosines(
         **where,
     )
     for metric, drawn in (
-        ("cosine_permuted_labels", found.null),
+        ("cosine_permuted_residuals", found.null),
+        ("cosine_permuted_labels", found.null_with_shift),
         ("cosine_independent_labels", found.independent_null),
     ):
         add_null(table, metric, drawn[:, at[0], at[1]], "cosine", where)
@@ -120,8 +126,8 @@ def best_match_table(measured: Measured) -> Table:
         "For each layer of the first model the layer of the second with the largest cosine, chosen "
         "on half of the prompts of each class and measured on the other half. chosen: share of "
         "choices over splits. best_cosine: its cosine there, without the optimism of a choice. "
-        "best_cosine_permuted_labels: mean and 95 % range of the largest cosine with any layer "
-        f"under permuted labels. {_INTERVALS}",
+        "best_cosine_permuted_residuals: mean and 95 % range of the largest cosine with any "
+        f"layer under permuted labels. {_INTERVALS}",
     )
     for one in measured.likenesses:
         if one.via != "none" or one.first == one.second:
@@ -151,7 +157,7 @@ def best_match_table(measured: Measured) -> Table:
                 interval=number.interval(),
                 **where,
             )
-            add_null(table, "best_cosine_permuted_labels", found.null[:, i], "cosine", where)
+            add_null(table, "best_cosine_permuted_residuals", found.null[:, i], "cosine", where)
     return table
 
 
@@ -162,7 +168,7 @@ def subspaces_table(measured: Measured) -> Table:
         "subspaces",
         f"Spans of the first {settings.subspace_rank} uncentered components of harmful − harmless, "
         "at layers of equal depth, channel by channel. overlap: mean squared cosine of the "
-        "principal angles; angle_1 is the smallest. *_permuted_labels: mean and 95 % range of "
+        "principal angles; angle_1 is the smallest. *_permuted_residuals: mean and 95 % range of "
         f"{min(settings.subspace_draws, settings.null_draws)} draws of the same permuted labels in "
         f"both models; two unrelated spans overlap by rank / d_model. {_INTERVALS}",
     )
@@ -188,7 +194,7 @@ def subspaces_table(measured: Measured) -> Table:
                     interval=number.interval(),
                     **where,
                 )
-                add_null(table, f"{metric}_permuted_labels", null, unit, where)
+                add_null(table, f"{metric}_permuted_residuals", null, unit, where)
     return table
 
 

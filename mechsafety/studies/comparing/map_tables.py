@@ -159,5 +159,5 @@ def matches_table(measured: Measured) -> Table:
                     **at,
                 )
                 at_map = {"via": likeness.via, **at}
-                add_null(table, "cosine_permuted_labels", null, "cosine", at_map)
+                add_null(table, "cosine_permuted_residuals", null, "cosine", at_map)
     return table
