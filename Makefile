@@ -16,7 +16,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: install
-	OMP_NUM_THREADS=1 $(BIN)/mechsafety run experiments/concentration.yaml experiments/locality.yaml --out $(RUNS)
+	OMP_NUM_THREADS=1 $(BIN)/mechsafety organisms build
+	OMP_NUM_THREADS=1 $(BIN)/mechsafety run experiments/concentration.yaml experiments/locality.yaml experiments/similarity.yaml --out $(RUNS)
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"

@@ -305,7 +305,7 @@ def organisms_build(
         list[str] | None,
         typer.Argument(
             metavar="[ORGANISM...]",
-            help="Such as ssft or ssft@seed=1@size=wide (or deep). Default: the demo's, at seed 0.",
+            help="Such as ssft or ssft@seed=1@size=wide (or deep). Default: the demo's.",
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Training seed of all.")] = None,
@@ -316,12 +316,13 @@ def organisms_build(
 ) -> int:
     """Train organisms that are not in the cache yet."""
     from mechsafety.organisms.building import build
-    from mechsafety.organisms.recipes import DEFAULT_ARMS, Organism
+    from mechsafety.organisms.recipes import DEFAULT_ARMS, DEMO, Organism
 
     options = ("" if seed is None else f"@seed={seed}") + (
         "" if preset is None else f"@preset={preset}"
     )
-    asked = [f"{name}{options}" for name in names or DEFAULT_ARMS]
+    unnamed = DEFAULT_ARMS if options else DEMO
+    asked = [f"{name}{options}" for name in names or unnamed]
     for name in asked:
         Organism.parse(name)
     built = build(asked, workers=workers)

@@ -1,10 +1,12 @@
 """Every experiment in the tree fits its study, and says how it is run."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from mechsafety.execution.runner import plan_experiment
+from mechsafety.organisms.recipes import DEMO, Organism
 from mechsafety.records.schema import declared_findings
 
 ROOT = Path(__file__).parents[1]
@@ -28,3 +30,17 @@ def test_the_experiment_fits_its_study(path: Path) -> None:
 def test_its_first_line_is_the_command_that_runs_it(path: Path) -> None:
     first = path.read_text().splitlines()[0]
     assert first == f"# mechsafety run {path.relative_to(ROOT)}"
+
+
+def test_the_demo_trains_what_its_experiments_ask_and_nothing_else() -> None:
+    demo = re.search(r"mechsafety run (.*?) --out", (ROOT / "Makefile").read_text())
+    assert demo
+    asked: set[str] = set()
+    for name in demo[1].split():
+        config = plan_experiment(ROOT / name).config.model_dump(mode="json")
+        models = [config.get("model"), config.get("base"), *config.get("arms", {}).values()]
+        models += config.get("models", {}).values()
+        for model in filter(None, models):
+            inner = model.get("model", model)
+            asked.add(inner if isinstance(inner, str) else inner["id"])
+    assert {str(Organism.parse(name)) for name in asked} == {str(Organism.parse(n)) for n in DEMO}

@@ -20,6 +20,8 @@ Arm = Literal[
 ]
 ORGANISMS: Final[tuple[Arm, ...]] = get_args(Arm)
 DEFAULT_ARMS: Final[tuple[Arm, ...]] = ("base", "ssft", "at", "lat", "lat_strong", "noise")
+DEMO: Final[tuple[str, ...]] = (*DEFAULT_ARMS, "base@seed=1", "ssft@seed=1")
+"""What the demo's experiments ask, so that all of it is trained side by side."""
 
 Size = Literal["default", "wide", "deep"]
 """Of the model; which world it speaks of is its preset. `wide` has more dimensions and `deep` more
