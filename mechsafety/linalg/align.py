@@ -145,7 +145,9 @@ def ridge(
             "powers of ten from 1e-4 to 1e4."
         )
     errors = torch.zeros(len(candidates), dtype=torch.float64)
-    for held in _folds(len(x), n_folds, generator, groups):
+    folds = _folds(len(x), n_folds, generator, groups)
+    # Nothing to choose between costs no cross-validation.
+    for held in folds if len(candidates) > 1 else ():
         mean_x, mean_y = x[~held].mean(dim=0), y[~held].mean(dim=0)
         thin = _Thin.of(x[~held] - mean_x)
         onto, seen = (x[held] - mean_x) @ thin.Vh.T, thin.U.T @ (y[~held] - mean_y)
