@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Final, cast
 
 import torch
@@ -123,16 +124,31 @@ def replicated(
     """The finding of a claim that was assessed on models of several training seeds.
 
     Each choice's effect is the mean over seeds and its interval is over seeds; its null is the
-    mean of the seeds' null ranges. Below `MIN_SEEDS` it only counts seeds.
+    mean of the seeds' null ranges. Below `MIN_SEEDS` it only counts seeds. Replications whose
+    primary choice is another one, such as another layer number in a deeper model, have no mean,
+    and the finding says so.
 
     Args:
         claim: Of scope `method`.
-        assessed: The claim on each replication; the primary choice must be among all of them.
+        assessed: The claim on each replication.
         seeds: The training seeds that enter each replication; what shares one is not independent.
         notes: Of the run.
     """
-    choices = _over_seeds([one.choices for one in assessed], seeds)
     primary = choice_key(assessed[0].primary)
+    others = [one.primary for one in assessed if choice_key(one.primary) != primary]
+    if others:
+        apart = "; ".join(
+            f"{key} {value} and {others[0].get(key, 'none')}"
+            for key, value in assessed[0].primary.items()
+            if others[0].get(key) != value
+        )
+        return unmeasured(
+            claim,
+            f"Its replications are measured at other places or in other ways ({apart}), so that "
+            "they have no mean. Name models of one depth that are compared in one way.",
+            notes,
+        )
+    choices = _over_seeds([one.choices for one in assessed], seeds)
     values = [one.choices[primary].value for one in assessed]
     n_seeds = len({seed for entered in seeds for seed in entered})
     units = "training seeds" if n_seeds == len(values) else f"pairs of {n_seeds} training seeds"
@@ -160,13 +176,18 @@ def _over_seeds(by_seed: Sequence[Choices], seeds: Sequence[tuple[int, ...]]) ->
     merged: dict[tuple[tuple[str, str], ...], Effect] = {}
     for key in shared:
         effects = [one[key] for one in by_seed]
-        values = torch.tensor([e.value for e in effects], dtype=torch.float64)
-        found = over_seeds({at: e.value for at, e in zip(seeds, effects, strict=True)})
+        together: dict[tuple[int, ...], list[float]] = {}
+        for at, e in zip(seeds, effects, strict=True):
+            together.setdefault(at, []).append(e.value)
+        # Comparisons of the same training runs are one replication.
+        means = {at: fmean(values) for at, values in together.items()}
+        found = over_seeds(means)
         interval = found.interval
         if interval is None:
             # Too few for seeds to be left out: nobody gets a verdict from these.
-            mean = float(values.mean())
-            interval = student_mean(values) if len(effects) > 1 else Interval(mean, mean)
+            values = torch.tensor(list(means.values()), dtype=torch.float64)
+            alone = Interval(found.value, found.value)
+            interval = student_mean(values) if len(values) > 1 else alone
         nulls = torch.tensor([e.null for e in effects], dtype=torch.float64).mean(0)
         null = (float(nulls[0]), float(nulls[1]))
         merged[key] = Effect(

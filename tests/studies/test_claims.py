@@ -13,6 +13,7 @@ from mechsafety.studies.claims import (
     choice_key,
     null_range,
     rate_difference,
+    replicated,
     share_words,
     span,
     unmeasured,
@@ -82,6 +83,43 @@ def test_a_claim_without_numbers_says_why() -> None:
     assert (found.value, found.n, found.verdict) == (None, 0, "inconclusive")
     assert found.explanation == "Not measured. The model was out."
     assert (found.margin, found.cell["layer"]) == (CLAIM.margin, "depth:0.5")
+
+
+def method_claim() -> DeclaredFinding[CausalCell]:
+    return CLAIM.model_copy(update={"scope": "method"})
+
+
+def test_comparisons_of_the_same_training_runs_are_one_replication() -> None:
+    alike = [assessed(2.0), assessed(4.0)]
+    found = replicated(method_claim(), alike, [(0,), (0,)], ["A note."])
+    assert (found.value, found.n, found.verdict) == (3.0, 1, "inconclusive")
+    assert found.explanation.startswith("2 of 2 ")
+    assert "+2.00, +4.00" in found.explanation
+    # Beside other seeds they weigh as one.
+    apart = replicated(method_claim(), [*alike, assessed(9.0)], [(0,), (0,), (1,)], [])
+    assert (apart.value, apart.n) == (6.0, 2)
+    assert apart.ci_low is not None
+    assert apart.ci_low < 6 < apart.ci_high
+
+
+def test_a_replication_that_is_measured_elsewhere_leaves_no_mean() -> None:
+    here = assessed(2.0, 3.0)
+    elsewhere = Assessed({"layer": "1"}, here.choices, "none", "log-odds")
+    assert replicated(method_claim(), [here, here], [(0,), (1,)], []).value == 2.0
+    found = replicated(method_claim(), [here, elsewhere], [(0,), (1,)], ["A note."])
+    assert (found.value, found.verdict, found.notes) == (None, "inconclusive", ("A note.",))
+    assert "layer 0 and 1" in found.explanation
+
+
+def test_six_seeds_have_a_verdict_and_five_do_not() -> None:
+    runs = [assessed(2.0 + i / 10) for i in range(6)]
+    seeds = [(i,) for i in range(6)]
+    found = replicated(method_claim(), runs, seeds, [])
+    assert (found.value, found.n, found.verdict) == (pytest.approx(2.25), 6, "supported")
+    assert "6 of 6 training seeds positive" in found.explanation
+    assert replicated(method_claim(), runs[1:], seeds[1:], []).verdict == "inconclusive"
+    blind = [*runs[:5], assessed(2.5, agrees=False)]
+    assert replicated(method_claim(), blind, seeds, []).verdict == "inconclusive"
 
 
 def test_the_order_of_settings_does_not_make_another_choice() -> None:
