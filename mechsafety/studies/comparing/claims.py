@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mechsafety.core.config import FrozenConfig
 from mechsafety.core.layers import LayerRule
@@ -28,7 +28,23 @@ class _OfTwo(FrozenConfig):
         return ((self.first, self.second), *self.replicates)
 
 
-class _AtLayer(_OfTwo):
+class _OfDifferentTwo(_OfTwo):
+    """What a model with itself has no number for."""
+
+    @model_validator(mode="after")
+    def _models_differ(self) -> "_OfDifferentTwo":
+        for first, second in self.pairs():
+            if first == second:
+                raise ValueError(
+                    f"compares '{first}' with itself, of which nothing is to be found out: "
+                    "name two models"
+                )
+        return self
+
+
+class AtLayer(_OfDifferentTwo):
+    """A claim about the directions of two models at one place."""
+
     layer: LayerRule
     """Of the first model; the second is read where `match` says."""
     match: Literal["depth", "best"] = "depth"
@@ -38,25 +54,25 @@ class _AtLayer(_OfTwo):
     """Map between models that share no space; null: that of `transfer`, or the first of `maps`."""
 
 
-class LikenessCell(_AtLayer):
+class LikenessCell(AtLayer):
     """Cosine of two models' directions, less that of directions from permuted labels."""
 
     test: Literal["likeness"]
 
 
-class CeilingCell(_AtLayer):
+class CeilingCell(AtLayer):
     """What is missing from the cosine between halves of one model's prompts."""
 
     test: Literal["below_ceiling"]
 
 
-class AngleCell(_AtLayer):
+class AngleCell(AtLayer):
     """Degrees between two models' directions beyond those between halves of one's prompts."""
 
     test: Literal["angle"]
 
 
-class MatchingCell(_OfTwo):
+class MatchingCell(_OfDifferentTwo):
     """How much more alike layers of equal depth are than layers of other depths."""
 
     test: Literal["layers_match"]

@@ -24,7 +24,7 @@ from mechsafety.judges.phrases import PhraseJudge
 from mechsafety.models.spec import ModelSpec
 from mechsafety.organisms.cache import base_of
 from mechsafety.organisms.recipes import Organism
-from mechsafety.studies.comparing.claims import Claim, MapMethod
+from mechsafety.studies.comparing.claims import AtLayer, Claim, MapMethod
 from mechsafety.studies.comparing.transferring import TransferSettings
 
 Pair = tuple[str, str]
@@ -176,6 +176,13 @@ class SimilaritySettings(StudyConfig):
                 f"transfer.map is '{self.transfer.map}', and maps.methods fits "
                 f"{', '.join(methods)} only"
             )
+        for claim in self.findings:
+            via = claim.cell.via if isinstance(claim.cell, AtLayer) else None
+            if via is not None and via not in methods:
+                raise ValueError(
+                    f"finding '{claim.id}' goes via '{via}', and maps.methods fits "
+                    f"{', '.join(methods) or 'none'} only"
+                )
         return self
 
 

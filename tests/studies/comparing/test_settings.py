@@ -69,6 +69,32 @@ def test_a_name_that_is_no_model_is_found_before_the_run(override: str, text: st
         configured(models, override)
 
 
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "{test: likeness, first: base, second: base, layer: 2}",
+        "{test: angle, first: base, second: ssft, layer: 2, replicates: [[ssft, ssft]]}",
+        "{test: layers_match, first: base, second: base}",
+    ],
+)
+def test_a_claim_about_a_model_and_itself_is_found_before_the_run(cell: str) -> None:
+    claim = "findings=[{id: x, claim: x., scope: checkpoint, margin: 1.0, cell: %s}]"
+    with pytest.raises(ConfigError, match=r"compares '(base|ssft)' with itself.*two models"):
+        configured(MODELS, claim % cell)
+    # What a model's direction does in the model itself is a number.
+    configured(MODELS, claim % "{test: transfer, first: base, second: base}")
+
+
+def test_a_claim_via_a_map_that_is_not_fitted_is_found_before_the_run() -> None:
+    claim = (
+        "findings=[{id: x, claim: x., scope: checkpoint, margin: 1.0, cell: "
+        "{test: likeness, first: ssft, second: other, layer: 2, via: procrustes}}]"
+    )
+    configured(MODELS, claim)
+    with pytest.raises(ConfigError, match=r"'x' goes via 'procrustes', and maps.methods.*ridge"):
+        configured(MODELS, claim, "maps.methods=[ridge]")
+
+
 def test_one_model_is_nothing_to_compare() -> None:
     with pytest.raises(ConfigError, match=r"models.*at least 2"):
         configured("{ssft: ssft}")
