@@ -1,17 +1,18 @@
 """Reading every model on the same prompts, and refusing those that cannot be compared."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from mechsafety.core.context import Context
 from mechsafety.core.errors import ConfigError, ModelError, PromptError
-from mechsafety.core.positions import Position
+from mechsafety.core.layers import resolve_layer
 from mechsafety.data.neutral import NeutralSource
 from mechsafety.data.pairs import PairsSource
 from mechsafety.data.prompts import PromptPairs
 from mechsafety.judges.phrases import PhraseJudge
 from mechsafety.organisms.sources import NeutralPrompts, StudyPrompts
 from mechsafety.studies.arms import ArmJob, ArmView, read_arm
+from mechsafety.studies.comparing.claims import AtLayer
 from mechsafety.studies.comparing.settings import (
     MapSettings,
     Pair,
@@ -88,7 +89,8 @@ def check_comparable(config: SimilaritySettings, views: Views, neutral: NeutralP
     """Refuse models whose numbers would not mean what the tables say.
 
     Raises:
-        ConfigError: A position of several tokens.
+        ConfigError: A position of several tokens, or the layer `attacked`, which no model has here.
+        SiteError: A claim, or transfer, at a layer that a model does not have.
         ModelError: Chat templates that differ, or a width that no map bridges.
         PromptError: Too few neutral prompts for a map.
     """
@@ -99,9 +101,21 @@ def check_comparable(config: SimilaritySettings, views: Views, neutral: NeutralP
             f"position '{config.position}' names {len(first.positions)} tokens ({named}), and "
             "models are compared at one. Name one of them."
         )
+    _check_layers(config, views)
     _check_templates(config, views)
     _check_widths(config, views)
     _check_map_prompts(config, views, neutral)
+
+
+def _check_layers(config: SimilaritySettings, views: Views) -> None:
+    """Before hours of work: what is asked about a layer is resolved only when all is measured."""
+    for claim in config.findings:
+        if isinstance(claim.cell, AtLayer):
+            for first, _ in claim.cell.pairs():
+                resolve_layer(claim.cell.layer, views[first].dims.n_layers, None)
+    if config.transfer is not None:
+        for name in config.transfer.models or config.models:
+            resolve_layer(config.transfer.layer, views[name].dims.n_layers, None)
 
 
 def _check_templates(config: SimilaritySettings, views: Views) -> None:
@@ -165,8 +179,3 @@ def mapped_pairs(config: SimilaritySettings, settings: MapSettings) -> tuple[Pai
         (a, b) for a, b in itertools.combinations(models, 2) if spaces[a] != spaces[b]
     )
     return tuple(dict.fromkeys(pair for a, b in chosen for pair in ((a, b), (b, a))))
-
-
-def only_position(views: Sequence[ArmView]) -> Position:
-    """The token position at which all were read."""
-    return views[0].positions[0]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mechsafety.core.errors import ConfigError, ModelError, PromptError
+from mechsafety.core.errors import ConfigError, ModelError, PromptError, SiteError
 from mechsafety.core.positions import Position
 from mechsafety.core.sites import ModelDims
 from mechsafety.data.prompts import Prompt, PromptSet
@@ -55,6 +55,28 @@ def views(**d_model: int) -> dict[str, ArmView]:
 def test_comparable_models_are_compared() -> None:
     check_comparable(configured(MODELS), views(), neutral(10))
     check_comparable(configured(MODELS), views(other=20), neutral(20))
+
+
+def test_a_layer_that_a_model_does_not_have_is_found_once_the_models_are_known() -> None:
+    claim = (
+        "findings=[{id: x, claim: x., scope: method, margin: 1.0, cell: {test: angle, first: ssft, "
+        "second: base, layer: %s, replicates: [[other, base]]}}]"
+    )
+    deep = replace(view("ssft").dims, n_layers=3)
+    given = {**views(), "ssft": replace(view("ssft"), dims=deep)}
+    check_comparable(configured(MODELS, claim % 1), given, neutral(10))
+    # The replication's first model has one block only.
+    with pytest.raises(SiteError, match=r"layer 3, but the model has 1 layers"):
+        check_comparable(configured(MODELS, claim % 3), given, neutral(10))
+    with pytest.raises(SiteError, match=r"layer 4, but the model has 3 layers"):
+        check_comparable(configured(MODELS, claim % 4), given, neutral(10))
+    with pytest.raises(ConfigError, match=r"'attacked'.*no arm of this run"):
+        check_comparable(configured(MODELS, claim % "attacked"), given, neutral(10))
+    with pytest.raises(SiteError, match=r"layer 2, but the model has 1 layers"):
+        check_comparable(configured(MODELS, "transfer.layer=2"), given, neutral(10))
+    check_comparable(
+        configured(MODELS, "transfer.layer=2", "transfer.models=[ssft]"), given, neutral(10)
+    )
 
 
 @pytest.mark.parametrize(
