@@ -1,9 +1,9 @@
 """Which directions are carried into which models, to be ablated and added there."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -21,6 +21,9 @@ from mechsafety.studies.comparing.transferring import CarriedSource, TransferJob
 
 Directions = Mapping[str, Float[Tensor, "layer d"]]
 """Each model's direction at every layer, on all prompts of the fit split."""
+LOST: Final = 1e-7
+"""Share of a direction's length times the map's that is rounding, where the map takes it to zero;
+as `DirectionStack.through`."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,20 @@ def refusing(view: ArmView, settings: TransferMatrix) -> bool:
     return sum(refused) >= settings.min_refusals * len(refused)
 
 
+def _why_not(target: str, view: ArmView, settings: TransferMatrix, ids: Sequence[int]) -> str:
+    """Why nothing can be tried in a model; empty where it can."""
+    refused = view.harmful.judged("refused")
+    of = f"{target} refuses {sum(refused)} of {len(refused)} harmful prompts"
+    if not refusing(view, settings):
+        return f"{of}, so next to nothing could be lost"
+    if not ids:
+        return (
+            f"{of}, and no token opens its refusals more often than its other answers: name some "
+            "in `refusal_tokens`"
+        )
+    return ""
+
+
 def transfer_jobs(
     config: SimilaritySettings,
     views: Mapping[str, ArmView],
@@ -69,15 +86,14 @@ def transfer_jobs(
     for target in names:
         view = views[target]
         ids = config.refusal_tokens.get(target) or common_refusal_ids(view, views.values())
-        if not refusing(view, settings) or not ids:
-            refused = view.harmful.judged("refused")
-            why = (
-                f"{target} refuses {sum(refused)} of {len(refused)} harmful prompts, so next to "
-                "nothing could be lost"
-            )
+        layer = transfer_layer(settings, view.dims.n_layers)
+        own_norm = float(linalg.vector_norm(directions[target][layer].double()))
+        why = _why_not(target, view, settings, ids)
+        if not why and own_norm == 0:
+            why = f"{target} has no direction of its own at layer {layer}, whose norm is the dose"
+        if why:
             untried += [Untried(source, target, why) for source in names]
             continue
-        layer = transfer_layer(settings, view.dims.n_layers)
         sources: list[CarriedSource] = []
         for source in names:
             found = _carried(config, settings, source, target, views, directions, maps)
@@ -96,7 +112,7 @@ def transfer_jobs(
                 pairs=first_of(held_out, settings.n),
                 site=ResidualSite(layer, "resid_pre"),
                 sources=tuple(sources),
-                own_norm=float(linalg.vector_norm(directions[target][layer].double())),
+                own_norm=own_norm,
                 harmless_rows=harmless_inputs(view, 0),
                 refusal_ids=ids,
                 seed=derive_seed(config.seed, "transfer"),
@@ -129,7 +145,9 @@ def _carried(
     ]
     if not fitted:
         return Untried(source, target, "the two share no space and no map between them was fitted")
-    carried = fitted[0].map.carry(vector)
-    if not bool((carried.abs() > torch.finfo(torch.float32).tiny).any()):
+    found = fitted[0].map
+    carried = found.carry(vector)
+    before = linalg.vector_norm(vector.double()) * linalg.vector_norm(found.matrix)
+    if not bool(linalg.vector_norm(carried) > LOST * before):
         return Untried(source, target, f"the {settings.map} map takes the direction to zero")
     return CarriedSource(source, settings.map, carried.float())
