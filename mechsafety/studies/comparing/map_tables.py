@@ -1,5 +1,7 @@
 """Tables of the maps between models, and of which layers were compared."""
 
+import math
+
 from mechsafety.core.result import Table
 from mechsafety.studies.comparing.likeness_tables import VIA_WORDS, add_null
 from mechsafety.studies.comparing.measured import Measured
@@ -52,6 +54,9 @@ def maps_table(measured: Measured) -> Table:
                 ),
                 ("carried_cosine_shuffled", one.shuffled_cosines, "cosine"),
             ):
+                # Where a model has no direction there is none to see or to carry.
+                if not bool(drawn.isfinite().all()):
+                    continue
                 table.add(
                     metric,
                     float(drawn.mean()),
@@ -64,6 +69,8 @@ def maps_table(measured: Measured) -> Table:
                 ("r2_along_direction", one.r2_along, "share of squared deviation"),
                 ("spread_along_direction", one.spread_along, "multiples of a mean dimension's"),
             ):
+                if not math.isfinite(value):
+                    continue
                 table.add(
                     metric,
                     value,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mechsafety.core.seeding import named_generator
 from mechsafety.linalg.align import LinearMap, held_out_r2, procrustes, ridge
+from mechsafety.linalg.typed import linalg
 from mechsafety.metrics.deals import varying_layers
 from mechsafety.metrics.resampling import percentile_interval, resample
 from mechsafety.studies.comparing.claims import MapMethod, Match
@@ -65,10 +66,11 @@ class FittedMap:
     shuffled_r2: Float[Tensor, " n_shuffles"]
     """Of maps fitted on shuffled prompts: what chance gives."""
     shuffled_cosines: Float[Tensor, " n_shuffles"]
-    """Of the source's direction, carried by those maps, with the target's."""
+    """Of the source's direction, carried by those maps, with the target's; NaN where one of the
+    models has no direction."""
     r2_along: float
     """As `r2`, of the target's coordinate along its own direction alone: whether the map sees what
-    is carried through it."""
+    is carried through it. NaN without a direction, as are the two below."""
     shuffled_r2_along: Float[Tensor, " n_shuffles"]
     """As above, of maps fitted on shuffled prompts."""
     spread_along: float
@@ -95,8 +97,10 @@ def places(
         n_first: Blocks of the first model.
         n_second: Blocks of the second.
         usable: Layers of each at which prompts differ.
-        likeness: CKA of every layer with every layer, on prompts that nothing else is measured on.
+        likeness: CKA of every layer with every layer, on prompts that nothing else is measured on;
+            NaN where it is no number, which no layer is chosen for.
     """
+    likeness = likeness.nan_to_num(nan=-torch.inf)
     found: list[Place] = []
     for layer in usable[0]:
         same = depth_match(layer, n_first, n_second)
@@ -107,16 +111,14 @@ def places(
     return tuple(found)
 
 
-def usable_layers(rows: NeutralRows) -> list[int]:
-    """Layers at which prompts differ: the template's tokens at layer 0 are always the same."""
-    return varying_layers(rows.fit)
-
-
 def fit_maps(job: MapJob) -> tuple[FittedMap, ...]:
-    """Every method at every place."""
+    """Every method at every place; none where prompts do not differ, as at a template's token."""
+    usable = [set(varying_layers(rows.fit)) for rows in (job.source, job.target)]
     done: dict[tuple[MapMethod, int, int], FittedMap] = {}
     found: list[FittedMap] = []
     for place in job.places:
+        if place.first not in usable[0] or place.second not in usable[1]:
+            continue
         for method in job.settings.methods:
             key = (method, place.first, place.second)
             if key not in done:
@@ -141,8 +143,7 @@ def _fitted(job: MapJob, method: MapMethod, place: Place) -> FittedMap:
         other = _map(job, method, source, target[order], kept or job.settings.penalties)
         shuffled_r2.append(held_out_r2(other, *held))
         shuffled_along.append(_along(other, held, direction[1]))
-        carried = other.carry(direction[0])
-        cosines.append(torch.nn.functional.cosine_similarity(carried, direction[1], dim=0))
+        cosines.append(_cosine(other.carry(direction[0]), direction[1]))
     r2, interval = _held_out(job, found, held)
     penalties = job.settings.penalties
     return FittedMap(
@@ -159,6 +160,12 @@ def _fitted(job: MapJob, method: MapMethod, place: Place) -> FittedMap:
         spread_along=_spread(held[1].double(), direction[1]),
         grid_edge=found.penalty in (min(penalties), max(penalties)),
     )
+
+
+def _cosine(first: Tensor, second: Tensor) -> Tensor:
+    """NaN where one is zero."""
+    norms = linalg.vector_norm(first) * linalg.vector_norm(second)
+    return (first @ second) / norms
 
 
 def _along(fitted: LinearMap, held: tuple[Tensor, Tensor], direction: Tensor) -> float:
