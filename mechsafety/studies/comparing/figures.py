@@ -204,8 +204,9 @@ def _map_figures(measured: Measured) -> list[Figure]:
 
 
 def _transfer_figures(measured: Measured) -> list[Figure]:
-    settings = measured.frame.config.transfer
+    settings, transfers = measured.frame.config.transfer, measured.transfers
     assert settings is not None
+    assert transfers is not None
     refused = rate_name("refused", settings.max_new_tokens)
     return [
         Figure(
@@ -213,8 +214,8 @@ def _transfer_figures(measured: Measured) -> list[Figure]:
             title="Does one model's direction act in another?",
             caption="effect: how far the refusal score falls on harmful prompts when the carried "
             "direction is ablated, or rises on harmless ones when it is added at the norm of the "
-            f"target's own (log-odds); {settings.n} held-out prompts a cell. Hover for the range "
-            "of matched controls: what is not beyond it is geometry at most.",
+            f"target's own (log-odds); {transfers.n_words} held-out prompts a cell. Hover for the "
+            "range of matched controls: what is not beyond it is geometry at most.",
             kind="matrix",
             table="transfer",
             metric="effect",
@@ -231,9 +232,8 @@ def _transfer_figures(measured: Measured) -> list[Figure]:
             id="transfer_rates",
             title="Answers refused under carried directions",
             caption=f"Share of answers of up to {settings.max_new_tokens} tokens judged as "
-            f"refusals on {settings.n} held-out prompts of a class; intervals are Wilson, 95 %, "
-            "clusters "
-            "undivided. form none: unedited.",
+            f"refusals on {transfers.n_words} held-out prompts of a class; intervals are Wilson, "
+            "95 %, clusters undivided. form none: unedited.",
             kind="matrix",
             table="transfer",
             metric=refused,

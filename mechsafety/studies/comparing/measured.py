@@ -25,6 +25,12 @@ class Transfers:
     """Of the held-out prompts."""
     untried: tuple[Untried, ...]
 
+    @property
+    def n_words(self) -> str:
+        """How many prompts there were, which can be fewer than asked for."""
+        counts = len(self.sample.harmful_clusters), len(self.sample.harmless_clusters)
+        return " + ".join(map(str, dict.fromkeys(counts)))
+
     def cell(self, source: str, target: str) -> TransferCell | str:
         """One direction in one target; a string says why there is none."""
         found = self.targets.get(target)
@@ -54,12 +60,3 @@ class Measured:
     def directions(self) -> dict[str, Float[Tensor, "layer d"]]:
         """Each model's direction at every layer."""
         return {name: stack.whole for name, stack in self.stacks.items()}
-
-    def likeness(self, pair: Pair, via: str, channels: str = "all") -> Likeness | None:
-        """Of these two models in this order, or in the other where no map is involved."""
-        for one in self.likenesses:
-            if (one.via, one.channels) != (via, channels):
-                continue
-            if (one.first, one.second) == pair:
-                return one
-        return None

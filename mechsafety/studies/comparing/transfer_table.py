@@ -19,7 +19,7 @@ def transfer_table(transfers: Transfers, settings: TransferMatrix, judge: Phrase
         "transfer",
         "The source's direction, carried into the target (via own: the target's own; same space: "
         "as it is; procrustes, ridge: by a map fitted on neutral prompts), at the layer "
-        f"'{settings.layer}' of the target, on {settings.n} held-out prompts of each class, "
+        f"'{settings.layer}' of the target, on {transfers.n_words} held-out prompts of each class, "
         f"answers of up to {settings.max_new_tokens} tokens judged by {judge.name}. form none: "
         "unedited; "
         "zero: removed everywhere; affine: set to the target's harmless mean from the layer on; "
