@@ -20,7 +20,7 @@ def map_of(pair: Pair, primary: Mapping[str, str], measured: Measured) -> Fitted
 
 def sees_direction(one: FittedMap) -> bool:
     """Whether the map predicts neutral prompts along the target's direction better than chance."""
-    return one.r2_along > max(0.0, float(one.shuffled_r2_along.max()))
+    return one.interval_along[0] > 0 and one.r2_along > float(one.shuffled_r2_along.max())
 
 
 def map_notes(one: FittedMap) -> tuple[str, ...]:

@@ -65,9 +65,19 @@ def maps_table(measured: Measured) -> Table:
                     interval=(float(drawn.min()), float(drawn.max())),
                     **at,
                 )
-            for metric, value, unit in (
-                ("r2_along_direction", one.r2_along, "share of squared deviation"),
-                ("spread_along_direction", one.spread_along, "multiples of a mean dimension's"),
+            for metric, value, interval, unit in (
+                (
+                    "r2_along_direction",
+                    one.r2_along,
+                    one.interval_along,
+                    "share of squared deviation",
+                ),
+                (
+                    "spread_along_direction",
+                    one.spread_along,
+                    None,
+                    "multiples of a mean dimension's",
+                ),
             ):
                 if not math.isfinite(value):
                     continue
@@ -76,7 +86,7 @@ def maps_table(measured: Measured) -> Table:
                     value,
                     n=one.n_held_out,
                     unit=f"{unit} (prompts)",
-                    interval=None,
+                    interval=interval,
                     **at,
                 )
             if one.map.penalty is not None:

@@ -71,6 +71,7 @@ class FittedMap:
     r2_along: float
     """As `r2`, of the target's coordinate along its own direction alone: whether the map sees what
     is carried through it. NaN without a direction, as are the two below."""
+    interval_along: tuple[float, float]
     shuffled_r2_along: Float[Tensor, " n_shuffles"]
     """As above, of maps fitted on shuffled prompts."""
     spread_along: float
@@ -142,20 +143,22 @@ def _fitted(job: MapJob, method: MapMethod, place: Place) -> FittedMap:
         kept = None if found.penalty is None else (found.penalty,)
         other = _map(job, method, source, target[order], kept or job.settings.penalties)
         shuffled_r2.append(held_out_r2(other, *held))
-        shuffled_along.append(_along(other, held, direction[1]))
+        shuffled_along.append(_r2(*_along(other, held, direction[1])))
         cosines.append(_cosine(other.carry(direction[0]), direction[1]))
-    r2, interval = _held_out(job, found, held)
+    r2 = held_out_r2(found, *held)
+    along = _along(found, held, direction[1])
     penalties = job.settings.penalties
     return FittedMap(
         method=method,
         place=place,
         map=found,
         r2=r2,
-        interval=interval,
+        interval=_interval(job, r2, *_everywhere(found, held)),
         n_held_out=len(held[0]),
         shuffled_r2=torch.tensor(shuffled_r2, dtype=torch.float64),
         shuffled_cosines=torch.stack(cosines),
-        r2_along=_along(found, held, direction[1]),
+        r2_along=_r2(*along),
+        interval_along=_interval(job, _r2(*along), *along),
         shuffled_r2_along=torch.tensor(shuffled_along, dtype=torch.float64),
         spread_along=_spread(held[1].double(), direction[1]),
         grid_edge=found.penalty in (min(penalties), max(penalties)),
@@ -168,11 +171,23 @@ def _cosine(first: Tensor, second: Tensor) -> Tensor:
     return (first @ second) / norms
 
 
-def _along(fitted: LinearMap, held: tuple[Tensor, Tensor], direction: Tensor) -> float:
-    """Share of the squared deviation along `direction` that the map predicts."""
+Squares = tuple[Float[Tensor, " prompt"], Float[Tensor, " prompt"]]
+"""What a map leaves of each held-out prompt's squared deviation, and that deviation."""
+
+
+def _everywhere(fitted: LinearMap, held: tuple[Tensor, Tensor]) -> Squares:
+    left = (held[1].double() - fitted.apply(held[0])).square().sum(1)
+    return left, (held[1].double() - fitted.target_mean).square().sum(1)
+
+
+def _along(fitted: LinearMap, held: tuple[Tensor, Tensor], direction: Tensor) -> Squares:
     truth = (held[1].double() - fitted.target_mean) @ direction
     predicted = (fitted.apply(held[0]) - fitted.target_mean) @ direction
-    return float(1 - (truth - predicted).square().sum() / truth.square().sum())
+    return (truth - predicted).square(), truth.square()
+
+
+def _r2(left: Float[Tensor, " prompt"], total: Float[Tensor, " prompt"]) -> float:
+    return float(1 - left.sum() / total.sum())
 
 
 def _spread(rows: Tensor, direction: Tensor) -> float:
@@ -190,15 +205,15 @@ def _map(
     return ridge(source, target, penalties, job.settings.folds, generator, job.groups)
 
 
-def _held_out(
-    job: MapJob, fitted: LinearMap, held: tuple[Tensor, Tensor]
-) -> tuple[float, tuple[float, float]]:
-    """R² and its interval: a ratio of two sums over prompts, both resampled together."""
-    value = held_out_r2(fitted, *held)
-    left = (held[1].double() - fitted.apply(held[0])).square().sum(1)
-    total = (held[1].double() - fitted.target_mean).square().sum(1)
+def _interval(
+    job: MapJob,
+    value: float,
+    left: Float[Tensor, " prompt"],
+    total: Float[Tensor, " prompt"],
+) -> tuple[float, float]:
+    """Of an R²: a ratio of two sums over prompts, both resampled together."""
     generator = named_generator(job.seed, "held-out neutral prompts")
     sample = resample(job.held_out_groups, job.settings.resamples, generator)
     draws = 1 - sample.means(left) / sample.means(total)
     low, high = percentile_interval(draws, sample.n_units)
-    return value, around(value, float(low), float(high))
+    return around(value, float(low), float(high))

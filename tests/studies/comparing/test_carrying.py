@@ -51,7 +51,9 @@ def fitted(matrix: Tensor, place: Place, method: str = "ridge") -> FittedMap:
         matrix.double(), torch.zeros(len(matrix)), torch.zeros(matrix.shape[1]), 1.0, len(matrix)
     )
     few = torch.zeros(2)
-    return FittedMap(method, place, found, 0.9, (0.8, 1.0), 5, few, few, 0.9, few, 1.0, False)
+    return FittedMap(
+        method, place, found, 0.9, (0.8, 1.0), 5, few, few, 0.9, (0.8, 1.0), few, 1.0, False
+    )
 
 
 def directions(read: Mapping[str, ArmView]) -> dict[str, Tensor]:
