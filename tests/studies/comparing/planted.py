@@ -68,6 +68,7 @@ def shift(seed: int, size: float = 3.0, n_layers: int = N_LAYERS) -> Tensor:
 def streams(
     harm: Tensor,
     *,
+    shared: float = 1.0,
     noise: float = 0.3,
     seed: int = 0,
     blind: bool = False,
@@ -80,7 +81,7 @@ def streams(
     """
     found: dict[str, Tensor] = {}
     for at, (name, n) in enumerate(SIZES.items()):
-        added = drawn(n, n_layers + 1, D, seed=100 + at)
+        added = shared * drawn(n, n_layers + 1, D, seed=100 + at)
         own = noise * drawn(n, n_layers + 1, D, seed=1000 * (seed + 1) + at)
         added[:, 0] = own[:, 0] = 0
         rows = added.cumsum(1) + own
