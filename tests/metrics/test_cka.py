@@ -7,13 +7,8 @@ import torch
 from torch import Tensor
 
 from mechsafety.core.errors import ActivationError, SampleError
-from mechsafety.metrics.cka import (
-    Estimator,
-    cka,
-    jackknifed_cka,
-    layer_cka,
-    shuffled_layer_cka,
-)
+from mechsafety.metrics.activation_grams import ActivationGrams, Estimator, activation_grams
+from mechsafety.metrics.cka import cka, jackknifed_cka, layer_cka, shuffled_layer_cka
 from mechsafety.metrics.spectral_intervals import LeaveOut, jackknife_groups
 
 N, D_FIRST, D_SECOND = 13, 9, 6
@@ -84,6 +79,8 @@ def test_half_precision_with_a_large_mean_loses_no_digits(generator: torch.Gener
     first, second = related(generator)
     half = (first + 500).half()
     assert cka(half, second, "unbiased") == pytest.approx(cka(half.double(), second, "unbiased"))
+    far = cka(first + 1e7, second, "unbiased")
+    assert far == pytest.approx(cka(first, second, "unbiased"), abs=1e-7)
 
 
 @pytest.mark.parametrize("estimator", BOTH)
@@ -98,6 +95,7 @@ def test_replicates_leave_out_their_group_and_differences_are_paired(
     for group in range(groups.n_groups):
         keep = groups.harmful != group
         assert found.replicates[group] == pytest.approx(cka(first[keep], second[keep], estimator))
+        assert float(found.left_out[group]) == pytest.approx(1 - float(keep.double().mean()))
     interval = found.interval()
     assert interval.low < found.value < interval.high <= 1
     assert (found.lowest, found.highest) == ({"biased": 0, "unbiased": -1}[estimator], 1)
@@ -111,6 +109,18 @@ def layered(generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return torch.stack([x for x, _ in drawn], 1), torch.stack([y for _, y in drawn[:2]], 1)
 
 
+def grams(
+    first: Tensor,
+    second: Tensor,
+    estimator: Estimator = "unbiased",
+    leave_out: LeaveOut | None = None,
+) -> tuple[ActivationGrams, ActivationGrams]:
+    return (
+        activation_grams(first, estimator, leave_out),
+        activation_grams(second, estimator, leave_out),
+    )
+
+
 @pytest.mark.parametrize("estimator", BOTH)
 def test_every_cell_is_that_of_its_two_layers_alone(
     generator: torch.Generator, estimator: Estimator
@@ -118,7 +128,8 @@ def test_every_cell_is_that_of_its_two_layers_alone(
     first, second = layered(generator)
     groups = jackknife_groups(N, N, 5, generator)
     leave_out = LeaveOut.of(groups, groups.harmful, first)
-    found = layer_cka(first, second, estimator, leave_out)
+    one, other = grams(first, second, estimator, leave_out)
+    found = layer_cka(one, other)
     assert found.value.shape == (3, 2)
     assert float(found.value.diagonal().min()) > float(found.value[0, 1])  # something to find
     for i in range(3):
@@ -128,6 +139,9 @@ def test_every_cell_is_that_of_its_two_layers_alone(
             assert cell.value == pytest.approx(alone.value)
             torch.testing.assert_close(cell.replicates, alone.replicates)
             assert (cell.lowest, cell.fingerprint) == (alone.lowest, alone.fingerprint)
+    back = layer_cka(other, one)  # the same matrices again, and nothing of the first use in them
+    torch.testing.assert_close(back.value, found.value.T)
+    torch.testing.assert_close(back.replicates, found.replicates.mT)
 
 
 @pytest.mark.parametrize("estimator", BOTH)
@@ -135,11 +149,13 @@ def test_prompts_in_another_order_are_the_null_of_no_relation(
     generator: torch.Generator, estimator: Estimator
 ) -> None:
     first, second = layered(generator)
-    value = layer_cka(first, second, estimator, None).value
-    seeded = torch.Generator().manual_seed(6)
-    null = shuffled_layer_cka(first, second, estimator, 400, seeded)
+    groups = jackknife_groups(N, N, 5, generator)
+    leave_out = LeaveOut.of(groups, groups.harmful, first)
+    one, other = grams(first, second, estimator, leave_out)
+    value = layer_cka(one, other).value
+    null = shuffled_layer_cka(one, other, 400, torch.Generator().manual_seed(6))
     order = torch.randperm(N, generator=torch.Generator().manual_seed(6))
-    expected = layer_cka(first, second[order], estimator, None).value
+    expected = layer_cka(*grams(first, second[order], estimator)).value
     torch.testing.assert_close(null[0], expected)
     assert float(value[1, 1]) > float(null[:, 1, 1].quantile(0.99))
     if estimator == "unbiased":
@@ -152,19 +168,51 @@ def test_a_layer_where_nothing_varies_is_nan_and_the_others_are_untouched(
     generator: torch.Generator,
 ) -> None:
     first, second = layered(generator)
-    whole = layer_cka(first, second, "unbiased", None).value
+    whole = layer_cka(*grams(first, second)).value
     first[:, 1] = 100 * gaussian(generator, D_FIRST)
     assert bool((first[:, 1] != first[:, 1].mean(0)).any())  # the same, but not their mean
     groups = jackknife_groups(N, N, 5, generator)
-    found = layer_cka(first, second, "unbiased", LeaveOut.of(groups, groups.harmful, first))
+    leave_out = LeaveOut.of(groups, groups.harmful, first)
+    found = layer_cka(*grams(first, second, leave_out=leave_out))
     assert found.value[1].isnan().all()
     torch.testing.assert_close(found.value[[0, 2]], whole[[0, 2]])
     with pytest.raises(ActivationError, match=r"the same for every prompt"):
         found.jackknifed(1, 0)
     with pytest.raises(SampleError, match=r"without groups to leave out"):
-        layer_cka(first, second, "unbiased", None).jackknifed(0, 0)
+        layer_cka(*grams(first, second)).jackknifed(0, 0)
     with pytest.raises(SampleError, match=r"0 draws"):
-        shuffled_layer_cka(first, second, "unbiased", 0, generator)
+        shuffled_layer_cka(*grams(first, second), 0, generator)
+
+
+def test_a_layer_where_only_one_group_varies_has_no_replicate_without_it(
+    generator: torch.Generator,
+) -> None:
+    first, second = layered(generator)
+    groups = jackknife_groups(N, N, 5, generator)
+    first[groups.harmful != 3, 1] = 100 * gaussian(generator, D_FIRST)
+    leave_out = LeaveOut.of(groups, groups.harmful, first)
+    found = layer_cka(*grams(first, second, leave_out=leave_out))
+    without = found.replicates.isnan().all(-1)
+    assert without.nonzero().tolist() == [[3, 1]]
+    assert found.value.isfinite().all()
+    with pytest.raises(ActivationError, match=r"the same for every prompt"):
+        found.jackknifed(1, 0)
+
+
+@pytest.mark.parametrize("estimator", BOTH)
+def test_a_massive_prompt_costs_the_replicate_without_it_no_digits(
+    generator: torch.Generator, estimator: Estimator
+) -> None:
+    first, second = layered(generator)
+    groups = jackknife_groups(N, N, 5, generator)
+    others = groups.harmful != 2
+    expected = layer_cka(*grams(first[others], second[others], estimator)).value
+    for rows in (first, second):
+        rows[groups.harmful == 2, :, 3] += 1e6
+    leave_out = LeaveOut.of(groups, groups.harmful, first)
+    found = layer_cka(*grams(first, second, estimator, leave_out))
+    assert float(found.value.min()) > 0.999  # it is all that the others see
+    torch.testing.assert_close(found.replicates[2], expected, atol=1e-12, rtol=0)
 
 
 def test_what_cannot_be_compared_is_refused(generator: torch.Generator) -> None:
@@ -175,8 +223,24 @@ def test_what_cannot_be_compared_is_refused(generator: torch.Generator) -> None:
         cka(first[:3], second[:3], "biased")
     with pytest.raises(ActivationError, match=r"the same for every prompt"):
         cka(first, torch.ones(N, D_SECOND), "unbiased")
-    with pytest.raises(ActivationError, match=r"second activations.*NaN or infinity"):
+    with pytest.raises(ActivationError, match=r"activations at index 0.*NaN or infinity"):
         cka(first, second / 0, "biased")
     groups = jackknife_groups(N - 1, N - 1, 5, generator)
     with pytest.raises(ActivationError, match=r"groups of 12 prompts for activations of 13"):
         jackknifed_cka(first, second, "biased", LeaveOut.of(groups, groups.harmful, first))
+
+
+def test_matrices_of_other_samples_or_estimators_are_refused(generator: torch.Generator) -> None:
+    first, second = layered(generator)
+    groups = jackknife_groups(N, N, 5, generator)
+    leave_out = LeaveOut.of(groups, groups.harmful, first)
+    turned = LeaveOut.of(groups, groups.harmful.flip(0), first)
+    one = activation_grams(first, "unbiased", leave_out)
+    with pytest.raises(ActivationError, match=r"13 prompts on one side and 12.*one list"):
+        layer_cka(*grams(first, second[1:]))
+    with pytest.raises(SampleError, match=r"the unbiased estimator.*the biased one.*`estimator`"):
+        layer_cka(one, activation_grams(second, "biased", leave_out))
+    with pytest.raises(SampleError, match=r"5 groups.*0 of the other.*one LeaveOut"):
+        layer_cka(one, activation_grams(second, "unbiased", None))
+    with pytest.raises(SampleError, match=r"5 groups.*not the same ones"):
+        shuffled_layer_cka(one, activation_grams(second, "unbiased", turned), 3, generator)

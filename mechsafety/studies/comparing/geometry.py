@@ -15,6 +15,7 @@ from mechsafety.core.seeding import named_generator
 from mechsafety.data.prompts import PromptPairs, PromptSet
 from mechsafety.directions.difference_in_means import DifferenceInMeans
 from mechsafety.directions.methods import DirectionMethod
+from mechsafety.metrics.activation_grams import activation_grams
 from mechsafety.metrics.cka import LayerCka, layer_cka, shuffled_layer_cka
 from mechsafety.metrics.deals import Deals, Plan, mean_differences, plan, refit_each, varying_layers
 from mechsafety.metrics.direction_stacks import DirectionStack, refitted
@@ -249,18 +250,21 @@ def activation_likenesses(frame: Frame) -> list[ActivationLikeness]:
     for prompts in ACTIVATIONS:
         rows = {name: _activations(frame, name, prompts) for name in frame.views}
         leave_out = _leave_out(frame, prompts)
+        layers = {name: tuple(varying_layers(one)) for name, one in rows.items()}
+        massive = {name: frame.massive[space_of(name, frame.config.models)] for name in rows}
+        grams = {
+            (name, out): activation_grams(
+                without_channels(one[:, list(layers[name])], out), "unbiased", leave_out
+            )
+            for name, one in rows.items()
+            for out in {(), massive[name]}
+        }
         for first, second in itertools.combinations(frame.views, 2):
-            layers = tuple(varying_layers(rows[first])), tuple(varying_layers(rows[second]))
-            massive = {
-                name: frame.massive[space_of(name, frame.config.models)] for name in (first, second)
-            }
-            for channels in ("all", "channels_out") if any(massive.values()) else ("all",):
+            some = massive[first] or massive[second]
+            for channels in ("all", "channels_out") if some else ("all",):
                 x, y = (
-                    without_channels(
-                        rows[name][:, list(kept)],
-                        list(massive[name]) if channels == "channels_out" else [],
-                    )
-                    for name, kept in zip((first, second), layers, strict=True)
+                    grams[name, massive[name] if channels == "channels_out" else ()]
+                    for name in (first, second)
                 )
                 found.append(
                     ActivationLikeness(
@@ -268,16 +272,15 @@ def activation_likenesses(frame: Frame) -> list[ActivationLikeness]:
                         second,
                         prompts,
                         channels,
-                        layers,
-                        layer_cka(x, y, "unbiased", leave_out),
+                        (layers[first], layers[second]),
+                        layer_cka(x, y),
                         shuffled_layer_cka(
                             x,
                             y,
-                            "unbiased",
                             frame.config.geometry.cka_shuffles,
                             named_generator(frame.config.seed, "shuffled prompts"),
                         ),
-                        len(x),
+                        len(rows[first]),
                     )
                 )
     return found
@@ -313,12 +316,14 @@ def all_places(frame: Frame) -> dict[Pair, tuple[Place, ...]]:
     """
     rows = {name: frame.neutral_rows(name).fit for name in frame.views}
     usable = {name: varying_layers(one) for name, one in rows.items()}
+    grams = {
+        name: activation_grams(one[:, usable[name]], "unbiased", None) for name, one in rows.items()
+    }
     depth = {name: view.dims.n_layers for name, view in frame.views.items()}
     found: dict[Pair, tuple[Place, ...]] = {}
     for first, second in itertools.combinations(frame.views, 2):
-        x, y = (rows[name][:, usable[name]] for name in (first, second))
         cka = torch.full((depth[first] + 1, depth[second] + 1), -1.0, dtype=torch.float64)
-        inner = layer_cka(x, y, "unbiased", None).value.cpu()
+        inner = layer_cka(grams[first], grams[second]).value
         cka[torch.tensor(usable[first])[:, None], torch.tensor(usable[second])[None]] = inner
         for pair, likeness in (((first, second), cka), ((second, first), cka.T)):
             a, b = pair
