@@ -95,7 +95,12 @@ class Workers:
                 initargs=(self._threads,),
             )
         before = set(multiprocessing.active_children())
-        futures = [self._pool.submit(_work, pickle.dumps((function, job))) for job in jobs]
+        # A worker starts with Ctrl-C held back, until it has said that it will ignore it.
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            futures = [self._pool.submit(_work, pickle.dumps((function, job))) for job in jobs]
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
         self._processes += [p for p in multiprocessing.active_children() if p not in before]
         return futures
 
@@ -114,11 +119,12 @@ class Workers:
 
 def _start_worker(threads: int) -> None:
     """Set up a fresh process, whose environment already names the threads."""
+    # Ctrl-C reaches every process of the terminal; the parent alone decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     import torch
 
     torch.set_num_threads(threads)
-    # Ctrl-C reaches every process of the terminal; the parent alone decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
