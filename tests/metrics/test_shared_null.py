@@ -477,10 +477,14 @@ def test_the_published_arms_agree_barely_more_than_their_prompts_make_them() -> 
         rows = torch.cat([tensors[f"{name}.layer12"] for name in ("harmful", "harmless")])
         arms[arm] = stack(without_channels(rows, (1415, 2533)), deals)
     found = layer_cosines(arms["baseline"], arms["at"], deals)
-    low, high = (float(end) for end in found.null_range())
+    printed = found.null_with_shift.flatten()
     assert float(found.raw) == pytest.approx(0.961, abs=0.001)
-    assert low == pytest.approx(0.855, abs=0.015)
-    assert high == pytest.approx(0.94, abs=0.01)
-    assert float(found.raw) > high
+    assert float(printed.quantile(0.025)) == pytest.approx(0.855, abs=0.015)
+    assert float(printed.quantile(0.975)) == pytest.approx(0.94, abs=0.01)
+    assert float(found.raw) > float(printed.quantile(0.975))
+    # The shift is in that null; without it the prompts explain a little less.
+    low, high = (float(end) for end in found.null_range())
+    assert low == pytest.approx(0.845, abs=0.015)
+    assert high == pytest.approx(0.912, abs=0.01)
     far = layer_cosines(arms["baseline"], arms["lat"], deals)
     assert float(far.excess) > 2 * float(found.excess)
