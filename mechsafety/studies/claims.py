@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,10 +21,7 @@ from mechsafety.core.result import (
 from mechsafety.core.seeding import named_generator
 from mechsafety.core.specification import Choice, specification_curve
 from mechsafety.metrics.intervals import Interval, mcnemar, paired_difference, student_mean
-from mechsafety.metrics.seeds import over_seeds
-
-MIN_SEEDS: Final = 6
-"""Training seeds below which a `method` finding is a count, not an interval (evidence.md 9)."""
+from mechsafety.metrics.seeds import MIN_SEEDS, over_seeds
 
 
 @dataclass(frozen=True)
@@ -150,7 +147,8 @@ def replicated(
         )
     choices = _over_seeds([one.choices for one in assessed], seeds)
     values = [one.choices[primary].value for one in assessed]
-    n_seeds = len({seed for entered in seeds for seed in entered})
+    # Two seeds that enter one pair are still one replication.
+    n_seeds = min(len({seed for entered in seeds for seed in entered}), len(set(seeds)))
     units = "training seeds" if n_seeds == len(values) else f"pairs of {n_seeds} training seeds"
     words = (
         f"{sum(value > 0 for value in values)} of {len(values)} {units} positive. "

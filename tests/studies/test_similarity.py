@@ -75,7 +75,8 @@ def test_a_copy_is_as_like_as_a_model_is_to_itself(turned: Ran) -> None:
         assert "held-out neutral activations" in found.notes[0]
     excess = turned.finding("copy_excess")
     assert excess.value == pytest.approx(0, abs=1e-3)
-    assert "alike in everything" in excess.explanation
+    assert excess.verdict == "inconclusive"
+    assert any("cannot show that this one is" in note for note in excess.notes)
 
 
 # --- one space -----------------------------------------------------------------------------------
@@ -125,7 +126,7 @@ def test_safety_training_turns_the_direction(turned: Ran) -> None:
     cosine = turned.value("cosines", "cosine_disattenuated", **at, via="none")
     assert found.value == pytest.approx(float(torch.tensor(cosine).arccos().rad2deg()), abs=1e-3)
     assert found.null_low is not None
-    assert found.null_low >= 0
+    assert found.null_low < 0
 
 
 # --- layers --------------------------------------------------------------------------------------

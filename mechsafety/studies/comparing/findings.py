@@ -1,8 +1,8 @@
 """From the study's claims to its findings."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -37,13 +37,6 @@ from mechsafety.studies.comparing.settings import Pair, seed_of, space_of
 from mechsafety.studies.comparing.transfer_findings import transfer_claim
 from mechsafety.studies.intervals import ends
 
-SATURATED: Final = 0.9
-"""Mean of the null above which an excess has no room."""
-_SATURATED_WORDS: Final = (
-    " The models are alike in everything, so that an excess has no room to show that they are "
-    "alike in this: see the cosine without noise."
-)
-
 Effects = list[tuple[dict[str, str], Effect]]
 """Effects of a cell under further choices of analysis, the primary one first."""
 Of = Callable[[LayerCosines, tuple[int, int], Likeness], Effects]
@@ -67,7 +60,7 @@ def _assessed(claim: Claim, pair: Pair, measured: Measured) -> Assessed | str:
     cell = claim.cell
     match cell:
         case LikenessCell():
-            return _at_layers(cell, pair, measured, _excess, _EXCESS_NULL, "cosine above its null")
+            return _likeness(cell, pair, measured, claim.margin)
         case CeilingCell():
             return _at_layers(
                 cell, pair, measured, _shortfall, _HALVES_NULL, "cosine below the ceiling"
@@ -77,19 +70,39 @@ def _assessed(claim: Claim, pair: Pair, measured: Measured) -> Assessed | str:
         case MatchingCell():
             return _matching(cell, pair, measured)
         case TransferCell():
-            return transfer_claim(cell, pair, measured)
+            return transfer_claim(cell, pair, measured, claim.margin)
 
 
 def _seeds(claim: Claim, measured: Measured) -> list[tuple[int, ...]]:
-    """Training seeds that enter each replication; a model whose seed is unknown is its own."""
+    """Training seeds that enter each replication; of unknown seeds, one number a replication."""
     models = measured.frame.config.models
-    unknown = {name: -1 - i for i, name in enumerate(models)}
+    entered: list[tuple[int, ...]] = []
+    for i, pair in enumerate(claim.cell.pairs()):
+        known = {seed_of(name, models) for name in pair}
+        seeds = sorted(seed for seed in known if seed is not None)
+        entered.append((-1 - i,) if None in known else tuple(seeds))
+    return entered
 
-    def seed(name: str) -> int:
-        found = seed_of(name, models)
-        return unknown[name] if found is None else found
 
-    return [tuple(sorted({seed(name) for name in pair})) for pair in claim.cell.pairs()]
+def _likeness(cell: LikenessCell, pair: Pair, measured: Measured, margin: float) -> Assessed | str:
+    """An excess over a null that is itself nearly 1 has no room, and so no verdict."""
+    found = _at_layers(cell, pair, measured, _excess, _EXCESS_NULL, "cosine above its null")
+    if isinstance(found, str):
+        return found
+    room = min(
+        1 - float(one.cosines.null[:, at[0], at[1]].mean())
+        for settings, one, at in _cells(pair, measured)
+        if all(found.primary.get(key, value) == value for key, value in settings.items())
+    )
+    notes = ("The interval takes the mean of the null as known.",)
+    if room < margin:
+        notes = (
+            *notes,
+            f"Relabelings leave a room of {room:.3f}, less than the margin: nearly every contrast "
+            "of these prompts is as alike, so that an excess cannot show that this one is. See "
+            "the cosine without noise.",
+        )
+    return replace(found, notes=(*notes, *found.notes), agrees=found.agrees and room >= margin)
 
 
 # --- claims about one place ----------------------------------------------------------------------
@@ -99,8 +112,9 @@ _EXCESS_NULL = (
     "their class means, about its own mean"
 )
 _HALVES_NULL = (
-    "95 % range over splits of what one model's own directions differ by between halves of the "
-    "prompts"
+    "95 % range over splits of how far the agreement of halves of one model's prompts lies from "
+    "its mean; through a map, 95 % range of other contrasts of the same prompts, carried by the "
+    "same map, because what the map loses is in every number that went through it"
 )
 
 
@@ -125,28 +139,19 @@ def _at_layers(
     primary = {"layer": str(layer), "match": cell.match, "via": via, "channels": "all"}
     choices: dict[tuple[tuple[str, str], ...], Effect] = {}
     further: dict[str, str] = {}
-    for one in measured.likenesses:
-        if (one.first, one.second) not in (pair, pair[::-1]) or one.via not in methods:
+    depth = {(p.first, p.second) for p in measured.places[pair] if p.match == "depth"}
+    for settings, one, at in _cells(pair, measured):
+        place = int(settings["layer"])
+        if abs(place - layer) > 1 or not _whole(one.cosines, at):
             continue
-        turned = (one.first, one.second) != pair
-        if turned and one.via != "none":
+        # The same layer twice is one way to analyze.
+        again = settings["match"] == "best" and (place, int(settings["second_layer"])) in depth
+        if again and cell.match != "best":
             continue
-        for place in measured.places[pair]:
-            if abs(place.first - layer) > 1 or place.match == "transfer":
-                continue
-            at = (place.second, place.first) if turned else (place.first, place.second)
-            there = one.cells.get(at)
-            if there is None or not _whole(one.cosines, there):
-                continue
-            settings = {
-                "layer": str(place.first),
-                "match": place.match,
-                "via": one.via,
-                "channels": one.channels,
-            }
-            found = effect(one.cosines, there, one)
-            further = found[0][0]
-            choices |= {choice_key({**settings, **more}): each for more, each in found}
+        found = effect(one.cosines, at, one)
+        further = found[0][0]
+        kept = {key: value for key, value in settings.items() if key != "second_layer"}
+        choices |= {choice_key({**kept, **more}): each for more, each in found}
     primary |= further
     if choice_key(primary) not in choices:
         return _missing(pair, primary, measured)
@@ -162,6 +167,32 @@ def _at_layers(
         ),
         agrees=fitted is None or sees_direction(fitted),
     )
+
+
+def _cells(
+    pair: Pair, measured: Measured
+) -> Iterator[tuple[dict[str, str], Likeness, tuple[int, int]]]:
+    """Every place at which the two are compared, in either order where no map is involved."""
+    config = measured.frame.config
+    same = space_of(pair[0], config.models) == space_of(pair[1], config.models)
+    methods: tuple[str, ...] = ("none",) if same else config.maps.methods
+    for one in measured.likenesses:
+        turned = (one.first, one.second) != pair
+        if (one.first, one.second) not in (pair, pair[::-1]) or one.via not in methods:
+            continue
+        if turned and one.via != "none":
+            continue
+        for place in measured.places[pair]:
+            at = (place.second, place.first) if turned else (place.first, place.second)
+            if place.match != "transfer" and at in one.cells:
+                settings = {
+                    "layer": str(place.first),
+                    "second_layer": str(place.second),
+                    "match": place.match,
+                    "via": one.via,
+                    "channels": one.channels,
+                }
+                yield settings, one, one.cells[at]
 
 
 def _whole(found: LayerCosines, at: tuple[int, int]) -> bool:
@@ -186,8 +217,7 @@ def _excess(found: LayerCosines, at: tuple[int, int], one: Likeness) -> Effects:
             words=f"{_names(one)}: cosine {raw.value:.3f} [{low:.3f}, {high:.3f}]; the same "
             f"permuted labels in both models give {covered[0]:.3f} to {covered[1]:.3f}, mean "
             f"{mean:.3f}; on disjoint prompts {found.jackknifed('disjoint', *at).value:.3f} of a "
-            f"ceiling of {_ceiling(found, at):.3f}, without noise {disattenuated.value:.3f}."
-            + (_SATURATED_WORDS if mean > SATURATED else ""),
+            f"ceiling of {_ceiling(found, at):.3f}, without noise {disattenuated.value:.3f}.",
         )
         effects.append(({"null": name}, effect))
     return effects
@@ -197,7 +227,7 @@ def _shortfall(found: LayerCosines, at: tuple[int, int], one: Likeness) -> Effec
     """One less the cosine without noise: what is missing from one model with itself."""
     number = found.jackknifed("disattenuated", *at)
     low, high = number.interval()
-    covered = null_range(1 - _within(one, at))
+    covered = null_range(1 - (_within(one, at) if one.via == "none" else _carried(found, at)))
     effect = Effect(
         value=1 - number.value,
         interval=Interval(1 - high, 1 - low),
@@ -205,7 +235,13 @@ def _shortfall(found: LayerCosines, at: tuple[int, int], one: Likeness) -> Effec
         n=one.n_rows,
         words=f"{_names(one)}: without noise the cosine is {number.value:.3f} [{low:.3f}, "
         f"{high:.3f}], where one model with itself has 1; on disjoint prompts it is "
-        f"{found.jackknifed('disjoint', *at).value:.3f} of a ceiling of {_ceiling(found, at):.3f}.",
+        f"{found.jackknifed('disjoint', *at).value:.3f} of a ceiling of {_ceiling(found, at):.3f}."
+        + (
+            ""
+            if one.via == "none"
+            else f" Other contrasts of these prompts, carried by the same map, fall short by "
+            f"{span(covered)}."
+        ),
     )
     return [({}, effect)]
 
@@ -214,7 +250,11 @@ def _angle(found: LayerCosines, at: tuple[int, int], one: Likeness) -> Effects:
     """The angle without noise, in degrees."""
     number = found.jackknifed("disattenuated", *at)
     low, high = number.interval()
-    covered = null_range(_degrees(_within(one, at)))
+    if one.via == "none":
+        apart = [_degrees(halves[:, i]) for halves, i in zip(one.within, at, strict=True)]
+        covered = null_range(torch.cat([angles - angles.mean() for angles in apart]))
+    else:
+        covered = null_range(_degrees(_carried(found, at)))
     value, nearest, farthest = (
         float(_degrees(torch.tensor(cosine, dtype=torch.float64)))
         for cosine in (number.value, high, low)
@@ -225,8 +265,14 @@ def _angle(found: LayerCosines, at: tuple[int, int], one: Likeness) -> Effects:
         null=covered,
         n=one.n_rows,
         words=f"{_names(one)}: {value:.1f}° [{nearest:.1f}°, {farthest:.1f}°] between the "
-        f"directions without noise (cosine {number.value:.3f}); halves of one model's prompts "
-        f"differ by up to {covered[1]:.1f}° about their mean.",
+        f"directions without noise (cosine {number.value:.3f}); "
+        + (
+            "angles between halves of one model's prompts lie "
+            f"{covered[0]:+.1f}° to {covered[1]:+.1f}° about their mean."
+            if one.via == "none"
+            else f"other contrasts of these prompts, carried by the same map, {covered[0]:.1f}° to "
+            f"{covered[1]:.1f}°."
+        ),
     )
     return [({}, effect)]
 
@@ -238,6 +284,14 @@ def _within(one: Likeness, at: tuple[int, int]) -> Tensor:
         for halves, index in zip(one.within, at, strict=True)
     ]
     return torch.cat(parts).double()
+
+
+def _carried(found: LayerCosines, at: tuple[int, int]) -> Tensor:
+    """Cosines of contrasts that are the same in both models and went through the same map.
+
+    The residuals' relabelings: what is missing from them is what the map loses.
+    """
+    return found.null[:, at[0], at[1]]
 
 
 def _degrees(cosine: Tensor) -> Tensor:
@@ -305,7 +359,8 @@ def _matching(cell: MatchingCell, pair: Pair, measured: Measured) -> Assessed | 
     return Assessed(
         primary=primary,
         choices=choices,
-        null="95 % range under permuted labels (cosine), or range over shuffled prompts (cka)",
+        null="95 % range under permuted labels (cosine), or range over all other depths that the "
+        "second model's layers can be turned to (cka)",
         unit=f"{cell.by}, layers of equal depth less others (prompts)",
         notes=(left_out(groups),),
     )
@@ -320,7 +375,8 @@ def _cosine_matching(pair: Pair, measured: Measured) -> Settled | None:
         if one.via != "none" or (one.first, one.second) not in (pair, pair[::-1]):
             continue
         usable = one.cosines.has_interval("raw")
-        matched = _equal_depth((one.first, one.second), usable.shape, measured) & usable
+        turned = (one.first, one.second) != pair
+        matched = _equal_depth(pair, turned, usable.shape, measured) & usable
         if not bool(matched.any() and (usable & ~matched).any()):
             return None
         weights = one.cosines.matched_weights("raw", matched)
@@ -353,10 +409,9 @@ def _cka_matching(pair: Pair, measured: Measured) -> Settled | None:
         if (one.first, one.second) not in (pair, pair[::-1]):
             continue
         rows, columns = (torch.tensor(list(layers)) for layers in one.layers)
-        shape = tuple(
-            measured.frame.views[name].dims.n_layers + 1 for name in (one.first, one.second)
-        )
-        equal = _equal_depth((one.first, one.second), shape, measured)
+        names = (one.first, one.second)
+        shape = [measured.frame.views[name].dims.n_layers + 1 for name in names]
+        equal = _equal_depth(pair, names != pair, shape, measured)
         matched = equal[rows][:, columns]
         if not bool(matched.any() and (~matched).any()):
             return None
@@ -369,7 +424,11 @@ def _cka_matching(pair: Pair, measured: Measured) -> Settled | None:
             left_out=one.cka.left_out,
             fingerprint=one.cka.fingerprint,
         )
-        null = (one.null * weights).sum((1, 2))
+        # Shuffled prompts would lose all likeness; the question is which layers are alike.
+        n_layers = one.cka.value.shape[1]
+        null = torch.stack(
+            [(one.cka.value.roll(k, dims=1) * weights).sum() for k in range(1, n_layers)]
+        )
         low, high = number.interval()
         found.append(
             (
@@ -381,20 +440,20 @@ def _cka_matching(pair: Pair, measured: Measured) -> Settled | None:
                     n=one.n,
                     words=f"{one.first} with {one.second}, {one.prompts} prompts: CKA of layers of "
                     f"equal depth exceeds that of others by {number.value:.3f} [{low:.3f}, "
-                    f"{high:.3f}]; with shuffled prompts by {span(ends(null))}.",
+                    f"{high:.3f}]; matched to other depths, by {span(ends(null))}.",
                 ),
             )
         )
     return found or None
 
 
-def _equal_depth(pair: Pair, shape: Sequence[int], measured: Measured) -> Tensor:
-    """Cells at the same fraction of depth."""
-    mask = torch.zeros(tuple(shape), dtype=torch.bool)
+def _equal_depth(pair: Pair, turned: bool, shape: Sequence[int], measured: Measured) -> Tensor:
+    """Cells at the same fraction of depth, as the claim's first model sees it."""
+    mask = torch.zeros(tuple(shape[::-1] if turned else shape), dtype=torch.bool)
     for place in measured.places[pair]:
         if place.match == "depth":
             mask[place.first, place.second] = True
-    return mask
+    return mask.T if turned else mask
 
 
 def _best_words(frequency: Tensor, matched: Tensor) -> str:

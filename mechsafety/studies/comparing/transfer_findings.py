@@ -2,9 +2,10 @@
 
 from torch import Tensor
 
+from mechsafety.core.result import verdict
 from mechsafety.effects.ablation_matrix import Cell
 from mechsafety.metrics.resampling import Resampling
-from mechsafety.studies.claims import Assessed, Effect, choice_key, share_words, span
+from mechsafety.studies.claims import Assessed, Choices, Effect, choice_key, share_words, span
 from mechsafety.studies.comparing.carrying import transfer_place
 from mechsafety.studies.comparing.claims import TransferCell as TransferClaim
 from mechsafety.studies.comparing.map_notes import map_notes, map_of
@@ -17,8 +18,10 @@ from mechsafety.studies.samples import estimates
 from mechsafety.studies.words import EFFECT_UNIT
 
 
-def transfer_claim(claim: TransferClaim, pair: Pair, measured: Measured) -> Assessed | str:
-    """The claim in the form it names; the other forms are its specification curve."""
+def transfer_claim(
+    claim: TransferClaim, pair: Pair, measured: Measured, margin: float
+) -> Assessed | str:
+    """The claim in the form it names; every form that leaves harmless prompts alone must agree."""
     transfers = measured.transfers
     if transfers is None:
         return "This run compares geometry alone: `transfer` is null."
@@ -31,7 +34,7 @@ def transfer_claim(claim: TransferClaim, pair: Pair, measured: Measured) -> Asse
     if claim.effect == "induce":
         choices = {choice_key({"effect": "induce"}): _induced(found, target, transfers)}
         primary = {"effect": "induce"}
-        notes = ()
+        notes, agrees = (), True
     else:
         settings = measured.frame.config.transfer
         assert settings is not None
@@ -44,12 +47,9 @@ def transfer_claim(claim: TransferClaim, pair: Pair, measured: Measured) -> Asse
             # A form that upsets harmless prompts is no way to analyze, unless the claim names it.
             and (form == claim.form or float(one.harmless.kl.mean()) < settings.kl_bound)
         }
-        kl = "; ".join(
-            f"{form} {float(one.harmless.kl.mean()):.2f}" for form, one in found.ablated.items()
-        )
-        notes = (f"Harmless KL in nats: {kl} (bound {settings.kl_bound:g}).",)
         if choice_key(primary) not in choices:
             return f"Form '{claim.form}' was not tried, or has no controls: see `transfer.forms`."
+        notes, agrees = _forms(claim, found, choices, settings.kl_bound, margin)
     return Assessed(
         primary=primary,
         choices=choices,
@@ -64,7 +64,28 @@ def transfer_claim(claim: TransferClaim, pair: Pair, measured: Measured) -> Asse
             _proxy(target),
             transfers.sample.note,
         ),
+        agrees=agrees,
     )
+
+
+def _forms(
+    claim: TransferClaim, found: TransferCell, choices: Choices, kl_bound: float, margin: float
+) -> tuple[tuple[str, ...], bool]:
+    """Whether the forms below the KL bound, the claim's among them, agree (evidence.md 11)."""
+    kl = {form: float(one.harmless.kl.mean()) for form, one in found.ablated.items()}
+    verdicts: dict[str, str] = {}
+    for form, nats in kl.items():
+        effect = choices.get(choice_key({"form": form}))
+        if effect is not None and nats < kl_bound:
+            verdicts[form] = verdict(effect.value, *effect.interval, margin, effect.null)
+    said = "; ".join(f"{form} {nats:.2f}" for form, nats in kl.items())
+    note = f"Harmless KL in nats: {said} (bound {kl_bound:g})."
+    if claim.form not in verdicts:
+        note += f" Form '{claim.form}' upsets harmless prompts, so no verdict stands."
+    elif len(set(verdicts.values())) > 1:
+        each = ", ".join(f"{form} {word}" for form, word in verdicts.items())
+        note += f" Forms below the bound disagree ({each}), so no verdict stands."
+    return (note,), claim.form in verdicts and len(set(verdicts.values())) == 1
 
 
 def _through_map(found: TransferCell, pair: Pair, measured: Measured) -> tuple[str, ...]:
