@@ -425,9 +425,10 @@ def _cka_matching(pair: Pair, measured: Measured) -> Settled | None:
             fingerprint=one.cka.fingerprint,
         )
         # Shuffled prompts would lose all likeness; the question is which layers are alike.
-        n_layers = one.cka.value.shape[1]
+        second = 0 if names != pair else 1
+        n_layers = one.cka.value.shape[second]
         null = torch.stack(
-            [(one.cka.value.roll(k, dims=1) * weights).sum() for k in range(1, n_layers)]
+            [(one.cka.value.roll(k, dims=second) * weights).sum() for k in range(1, n_layers)]
         )
         low, high = number.interval()
         found.append(
