@@ -16,8 +16,9 @@ from mechsafety.data.synthetic_language import Preset
 
 
 class OrganismNeutral(FrozenConfig):
-    """Requests of the organisms' own world that are allowed, with a harmless verb and object.
+    """Requests of the organisms' own world that are allowed.
 
+    Verb and object are harmless, or with `look_alikes` one of the two is restricted in most.
     `organisms/prompts` makes them; fitted and held-out ones share no verb-object pair.
     """
 

@@ -14,8 +14,9 @@ from mechsafety.core.errors import SampleError
 from mechsafety.metrics.intervals import Interval
 from mechsafety.metrics.spectral_intervals import self_checked
 
-LEAST_SEEDS: Final = 3
-"""Fewer have no interval: report how many of them agree."""
+MIN_SEEDS: Final = 6
+"""Training seeds below which there is a count and no interval: report how many of them agree
+(evidence.md 9)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class SeedMean:
     value: float
     """Mean over all of them, each comparison once."""
     interval: Interval | None
-    """Over seeds; None with too few of them, or where all comparisons hang on one seed."""
+    """Over seeds; None below `MIN_SEEDS` of them, or where all comparisons hang on one seed."""
     n_seeds: int
     """Different training seeds that enter."""
 
@@ -38,7 +39,8 @@ def over_seeds(values: Mapping[tuple[int, ...], float], confidence: float = 0.95
     $\frac{n-1}{n} \sum_s (\bar\theta_{(s)} - \bar\theta_{(\cdot)})^2$, n the seeds, with Student's
     quantile at n − 1 degrees of freedom. With one seed a comparison this is Student's interval of
     the mean; with two it is the jackknife of a U-statistic, whose variance is never too small in
-    expectation (Efron & Stein 1981, Annals of Statistics 9). Valid for seeds that tuned nothing.
+    expectation (Efron & Stein 1981, Annals of Statistics 9). Valid for seeds that tuned nothing,
+    from `MIN_SEEDS` of them on: with fewer the interval is None.
 
     Args:
         values: The seeds that enter → the number.
@@ -60,7 +62,7 @@ def over_seeds(values: Mapping[tuple[int, ...], float], confidence: float = 0.95
         if others:
             left.append(math.fsum(others) / len(others))
     n = len(seeds)
-    if n < LEAST_SEEDS or len(left) < n:
+    if n < MIN_SEEDS or len(left) < n:
         return SeedMean(mean, None, n)
     center = math.fsum(left) / n
     error = math.sqrt((n - 1) / n * math.fsum((each - center) ** 2 for each in left))

@@ -8,16 +8,16 @@ import torch
 
 from mechsafety.core.errors import SampleError
 from mechsafety.metrics.intervals import student_mean
-from mechsafety.metrics.seeds import over_seeds
+from mechsafety.metrics.seeds import MIN_SEEDS, over_seeds
 
-VALUES = (0.3, 0.7, 0.45, 0.8, 0.52)
+VALUES = (0.3, 0.7, 0.45, 0.8, 0.52, 0.61)
 
 
 def test_with_one_seed_a_comparison_it_is_students_interval() -> None:
     found = over_seeds({(100 + i,): value for i, value in enumerate(VALUES)})
     expected = student_mean(torch.tensor(VALUES).double())
     assert found.interval == pytest.approx(expected)
-    assert (found.value, found.n_seeds) == (pytest.approx(sum(VALUES) / 5), 5)
+    assert (found.value, found.n_seeds) == (pytest.approx(sum(VALUES) / 6), 6)
 
 
 def pairs(generator: torch.Generator, n_seeds: int) -> dict[tuple[int, ...], float]:
@@ -44,14 +44,10 @@ def test_comparisons_that_share_seeds_are_not_counted_as_independent(
 def test_for_all_pairs_of_a_sum_it_is_the_interval_of_the_seeds_themselves(
     generator: torch.Generator,
 ) -> None:
-    values = pairs(generator, 4)
+    values = pairs(generator, 6)
     # Leaving a seed out of Σ (a_i + a_j) over pairs leaves 2 · the mean of the others' a.
-    own = [
-        (values[0, 1] + values[0, 2] - values[1, 2]) / 2,
-        (values[0, 1] + values[1, 2] - values[0, 2]) / 2,
-        (values[0, 2] + values[1, 2] - values[0, 1]) / 2,
-        (values[0, 3] + values[1, 3] - values[0, 1]) / 2,
-    ]
+    first = (values[0, 1] + values[0, 2] - values[1, 2]) / 2
+    own = [first, *(values[0, i] - first for i in range(1, 6))]
     expected = student_mean(torch.tensor([2 * each for each in own]).double())
     assert over_seeds(values).interval == pytest.approx(expected)
 
@@ -60,10 +56,14 @@ def test_too_few_seeds_have_a_mean_and_no_interval() -> None:
     assert over_seeds({(0,): 0.25}).interval is None
     two = over_seeds({(0,): 0.25, (1,): 0.75, (0, 1): 0.5})
     assert (two.value, two.interval, two.n_seeds) == (0.5, None, 2)
-    # Three seeds, but without seed 0 nothing is left.
-    star = over_seeds({(0, 1): 0.25, (0, 2): 0.75})
-    assert (star.value, star.interval, star.n_seeds) == (0.5, None, 3)
-    assert over_seeds({(0,): 0.2, (1,): 0.2, (2,): 0.2}).interval == pytest.approx((0.2, 0.2))
+    few = {(i,): value for i, value in enumerate(VALUES[: MIN_SEEDS - 1])}
+    assert over_seeds(few).interval is None
+    assert over_seeds({**few, (MIN_SEEDS,): 0.4}).interval is not None
+    # Six seeds, but without seed 0 nothing is left.
+    star = over_seeds({(0, i): i / 4 for i in range(1, MIN_SEEDS)})
+    assert (star.value, star.interval, star.n_seeds) == (0.75, None, MIN_SEEDS)
+    same = over_seeds({(i,): 0.2 for i in range(MIN_SEEDS)})
+    assert same.interval == pytest.approx((0.2, 0.2))
 
 
 @pytest.mark.parametrize("values", [{}, {(0,): math.nan}, {(): 0.5}])

@@ -89,9 +89,11 @@ def check_comparable(config: SimilaritySettings, views: Views, neutral: NeutralP
     """Refuse models whose numbers would not mean what the tables say.
 
     Raises:
-        ConfigError: A position of several tokens, or the layer `attacked`, which no model has here.
+        ConfigError: A position of several tokens, the layer `attacked`, which no model has here, or
+            a refusal token that is not in the model's vocabulary.
         SiteError: A claim, or transfer, at a layer that a model does not have.
-        ModelError: Chat templates that differ, or a width that no map bridges.
+        ModelError: Chat templates that differ, a base of another width, or a width that no map
+            bridges.
         PromptError: Too few neutral prompts for a map.
     """
     first = next(iter(views.values()))
@@ -102,7 +104,9 @@ def check_comparable(config: SimilaritySettings, views: Views, neutral: NeutralP
             "models are compared at one. Name one of them."
         )
     _check_layers(config, views)
+    _check_refusal_tokens(config, views)
     _check_templates(config, views)
+    _check_bases(config, views)
     _check_widths(config, views)
     _check_map_prompts(config, views, neutral)
 
@@ -116,6 +120,18 @@ def _check_layers(config: SimilaritySettings, views: Views) -> None:
     if config.transfer is not None:
         for name in config.transfer.models or config.models:
             resolve_layer(config.transfer.layer, views[name].dims.n_layers, None)
+
+
+def _check_refusal_tokens(config: SimilaritySettings, views: Views) -> None:
+    for name, ids in config.refusal_tokens.items():
+        n = views[name].dims.d_vocab
+        beyond = [token for token in ids if not 0 <= token < n]
+        if beyond:
+            raise ConfigError(
+                f"refusal_tokens.{name} names {', '.join(map(str, beyond))}, and the vocabulary of "
+                f"'{name}' has {n} tokens: ids run from 0 to {n - 1}. Look the ids up in its own "
+                "tokenizer, or leave the key out to have them found."
+            )
 
 
 def _check_templates(config: SimilaritySettings, views: Views) -> None:
@@ -137,6 +153,20 @@ def _check_templates(config: SimilaritySettings, views: Views) -> None:
             "`chat.chat_template` for all, or say `templates: own` to read each under its own and "
             "have the page say so."
         )
+
+
+def _check_bases(config: SimilaritySettings, views: Views) -> None:
+    """Training keeps the width, so a base of another width is not the one."""
+    first_of: dict[str, str] = {}
+    for name, view in views.items():
+        other = first_of.setdefault(space_of(name, config.models), name)
+        here, there = view.dims.d_model, views[other].dims.d_model
+        if here != there:
+            raise ModelError(
+                f"comparing models: by `base`, '{other}' and '{name}' share a space, but d_model "
+                f"is {there} and {here}, so neither was trained from the other or from one base. "
+                "Correct the `base` key, or leave it out and have them compared through a map."
+            )
 
 
 def _check_widths(config: SimilaritySettings, views: Views) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from statistics import fmean
 
 from mechsafety.core.result import Dimension, Table
-from mechsafety.metrics.seeds import over_seeds
+from mechsafety.metrics.seeds import MIN_SEEDS, over_seeds
 from mechsafety.studies.comparing.likeness_tables import METRICS
 from mechsafety.studies.comparing.measured import Measured
 from mechsafety.studies.comparing.settings import seed_of, space_of, training_of
@@ -16,9 +16,8 @@ def seeds_table(measured: Measured) -> Table:
         "seeds",
         "Cosines averaged over training seeds, for every comparison that several of them "
         "replicate: `first` and `second` are how the two models were trained, and `bases` whether "
-        "they share "
-        "one. n counts seeds. Intervals are 95 %, each seed left out in turn; fewer than three "
-        "seeds have none.",
+        f"they share one. n counts seeds. Intervals are 95 %, each seed left out in turn; fewer "
+        f"than {MIN_SEEDS} seeds have none.",
     )
     models = measured.frame.config.models
     found: dict[tuple[Dimension, ...], dict[tuple[int, ...], list[float]]] = {}

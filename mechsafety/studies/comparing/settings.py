@@ -51,6 +51,20 @@ class Compared(FrozenConfig):
         # A model's name says all there is to say of most models.
         return {"model": given} if isinstance(given, str) else given
 
+    @model_validator(mode="after")
+    def _organisms_are_known(self) -> "Compared":
+        if organism_of(self) is None:
+            return self
+        given = {"base": self.base, "training": self.training, "seed": self.seed}
+        stated = [f"{key} {value}" for key, value in given.items() if value is not None]
+        if stated:
+            raise ValueError(
+                f"'{self.model.id}' is given {', '.join(stated)}, and all three are known of "
+                "organisms by their name: leave these keys out, or name the organism that is "
+                "meant, such as ssft@seed=1"
+            )
+        return self
+
 
 class GeometrySettings(FrozenConfig):
     """How finely directions, subspaces and activations are compared."""
@@ -77,7 +91,8 @@ class MapSettings(FrozenConfig):
     """Maps between models that share no space."""
 
     methods: tuple[MapMethod, ...] = ("procrustes", "ridge")
-    """Empty: no maps, and models without a common space are not compared as directions."""
+    """Empty: no maps. Models of one width are still compared channel by channel, whether or not
+    they share a space; models of several widths are refused."""
     between: tuple[Pair, ...] | None = None
     """Pairs of models, each mapped both ways; null: all that share no space."""
     penalties: tuple[PositiveFloat, ...] = Field(default=PENALTIES, min_length=2)
@@ -99,6 +114,17 @@ class MapSettings(FrozenConfig):
             raise ValueError("names a method twice")
         return methods
 
+    @field_validator("between")
+    @classmethod
+    def _of_two_models(cls, between: tuple[Pair, ...] | None) -> tuple[Pair, ...] | None:
+        for first, second in between or ():
+            if first == second:
+                raise ValueError(
+                    f"pairs '{first}' with itself: a model with itself needs no map. Name two "
+                    "models, such as [base, chat]"
+                )
+        return between
+
 
 class TransferMatrix(TransferSettings):
     """Which directions are carried where, to be ablated and added."""
@@ -112,6 +138,17 @@ class TransferMatrix(TransferSettings):
     """Share of harmful prompts that a model must refuse to be tried: else nothing can be lost."""
     resamples: PositiveInt = Field(default=1000, ge=100)
     """Resamplings of prompts behind every interval."""
+
+    @field_validator("models")
+    @classmethod
+    def _each_once(cls, models: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        twice = {name for name in models or () if (models or ()).count(name) > 1}
+        if twice:
+            raise ValueError(
+                f"names {', '.join(sorted(twice))} twice: each direction is tried once in each "
+                "model, and its own is among them. Name every model once"
+            )
+        return models
 
 
 class SimilaritySettings(StudyConfig):
@@ -131,7 +168,8 @@ class SimilaritySettings(StudyConfig):
     judge: PhraseJudge | None = None
     """None: the organisms' phrases on organism prompts, else the anchored list."""
     refusal_tokens: dict[str, tuple[int, ...]] = Field(default_factory=dict[str, tuple[int, ...]])
-    """Model → ids that open its refusals; for others they are found in its own refusals."""
+    """Model → ids that open its refusals; for others they are found in the refusals of all models
+    with its tokenizer."""
     position: PositionText = "last"
     """The one token position that is read."""
     cluster_by: str | None = None
@@ -169,6 +207,20 @@ class SimilaritySettings(StudyConfig):
         return self
 
     @model_validator(mode="after")
+    def _bases_come_to_an_end(self) -> "SimilaritySettings":
+        for name in self.models:
+            line = [name]
+            while (base := self.models[line[-1]].base) is not None:
+                line.append(base)
+                if base in line[:-1]:
+                    raise ValueError(
+                        f"models.{line[-2]}.base closes a circle ({' from '.join(line)}): `base` "
+                        "names the model that one was trained from, so one of them has none. "
+                        "Leave out the `base` of the model that was there first"
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _maps_that_are_needed_are_fitted(self) -> "SimilaritySettings":
         methods = self.maps.methods
         if self.transfer is not None and methods and self.transfer.map not in methods:
@@ -194,14 +246,10 @@ def organism_of(model: Compared) -> Organism | None:
 
 def space_of(name: str, models: Mapping[str, Compared]) -> str:
     """The base whose space the model lives in; equal for models that need no map."""
-    seen: list[str] = []
-    while name not in seen:
-        seen.append(name)
-        organism = organism_of(models[name])
-        if organism is not None:
-            return str(base_of(organism))
-        name = models[name].base or name
-    return name
+    while (base := models[name].base) is not None:
+        name = base
+    organism = organism_of(models[name])
+    return name if organism is None else str(base_of(organism))
 
 
 def training_of(name: str, models: Mapping[str, Compared]) -> str:

@@ -33,7 +33,7 @@ from mechsafety.models.spec import ModelSpec
 from mechsafety.studies.arms import open_arm
 from mechsafety.studies.attack import Baseline
 
-Via = Literal["own", "same space", "procrustes", "ridge"]
+Carried = Literal["own", "same space", "procrustes", "ridge"]
 """How a direction came into the target's space: it is the target's own, both models were trained
 from one base, or a map of the activations of neutral prompts carried it."""
 
@@ -64,7 +64,7 @@ class CarriedSource:
 
     model: str
     """Whose direction it is."""
-    via: Via
+    via: Carried
     direction: Float[Tensor, " d_model"]
     """Of any length, with the harmful side positive; d_model is the target's."""
 
@@ -86,8 +86,8 @@ class TransferJob:
     """Block input of the target: affine ablation edits from there on, addition edits there."""
     sources: tuple[CarriedSource, ...]
     own_norm: float
-    """Norm of the target's own mean difference there, in activation units: the dose of every
-    addition, so that directions differ in nothing but where they point."""
+    """Norm of the target's own direction there, as the method fits it, in activation units: the
+    dose of every addition, so that directions differ in nothing but where they point."""
     harmless_rows: Mapping[ResidualSite, Float[Tensor, "row d_model"]]
     """Harmless activations of the target at every block input, from the fit split."""
     refusal_ids: tuple[int, ...]

@@ -100,6 +100,28 @@ def test_another_width_needs_a_map() -> None:
         check_comparable(config, views(other=20), neutral(1000))
 
 
+def test_a_base_of_another_width_is_not_the_one() -> None:
+    tuned = MODELS.replace("other: ssft@seed=1@preset=small", "other: {model: ./other, base: ssft}")
+    assert tuned != MODELS
+    for overrides in ((), ("maps.methods=[]",)):
+        check_comparable(configured(tuned, *overrides), views(), neutral(40))
+        with pytest.raises(
+            ModelError, match=r"by `base`, 'base' and 'other' share a space.*10 and 20.*`base` key"
+        ):
+            check_comparable(configured(tuned, *overrides), views(other=20), neutral(40))
+
+
+def test_refusal_tokens_are_in_the_vocabulary() -> None:
+    check_comparable(configured(MODELS, "refusal_tokens={ssft: [0, 10]}"), views(), neutral(10))
+    for ids, text in (("[3, 11, 99]", "11, 99"), ("[-1]", "-1")):
+        with pytest.raises(
+            ConfigError, match=rf"refusal_tokens.ssft names {text}, .*11 tokens.*0 to 10"
+        ):
+            check_comparable(
+                configured(MODELS, f"refusal_tokens={{ssft: {ids}}}"), views(), neutral(10)
+            )
+
+
 def test_a_map_needs_as_many_neutral_prompts_as_the_rule_says() -> None:
     config = configured(MODELS, "maps.rows_per_dimension=2.0")
     check_comparable(config, views(other=20), neutral(40))

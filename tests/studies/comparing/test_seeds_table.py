@@ -124,15 +124,21 @@ def test_channel_by_channel_models_of_other_bases_are_not_averaged(world: Measur
     assert list(seeds_table(with_models(world, models, mapped)))
 
 
-def test_with_three_seeds_the_mean_has_an_interval_that_holds_it(world: Measured) -> None:
+@pytest.mark.parametrize("n_seeds", [5, 6])
+def test_with_six_seeds_and_no_fewer_the_mean_has_an_interval_that_holds_it(
+    world: Measured, n_seeds: int
+) -> None:
     one, other = likeness(world, "a", "b", "none"), likeness(world, "far_b", "far", "none")
-    models = "{s0: ssft, l0: lat, s1: ssft@seed=1, l1: lat@seed=1, s2: ssft@seed=2, l2: lat@seed=2}"
-    given = [("s0", "l0", one), ("l1", "s1", other), ("s2", "l2", other)]
-    found = rows(seeds_table(with_models(world, models, given)), "cosine", **SAME)
+    models = ", ".join(f"s{i}: ssft@seed={i}, l{i}: lat@seed={i}" for i in range(n_seeds))
+    given = [
+        ("s0", "l0", one), *((f"l{i}", f"s{i}", other) for i in range(1, n_seeds))
+    ]  # fmt: skip
+    found = rows(seeds_table(with_models(world, f"{{{models}}}", given)), "cosine", **SAME)
     assert found
     for row in found:
-        assert row.n == 3
-        assert row.value is not None
-        assert row.ci_low is not None
-        assert row.ci_high is not None
-        assert row.ci_low <= row.value <= row.ci_high
+        assert row.n == n_seeds
+        assert (row.ci_low is None) == (row.ci_high is None) == (n_seeds < 6)
+        if row.ci_low is not None:
+            assert row.value is not None
+            assert row.ci_high is not None
+            assert row.ci_low <= row.value <= row.ci_high

@@ -34,12 +34,34 @@ def test_other_models_share_the_space_of_the_base_that_is_named() -> None:
     assert (seed_of("chat", models), seed_of("tuned", models)) == (3, None)
 
 
-def test_bases_that_name_each_other_do_not_hang() -> None:
-    models = {
-        "a": Compared.model_validate({"model": "org/a", "base": "b"}),
-        "b": Compared.model_validate({"model": "org/b", "base": "a"}),
-    }
-    assert space_of("a", models) in models
+def test_a_model_trained_from_an_organism_shares_the_space_of_the_organisms_base() -> None:
+    models = configured("{ssft: ssft, base: base, tuned: {model: ./tuned, base: ssft}}").models
+    assert space_of("tuned", models) == space_of("base", models)
+
+
+@pytest.mark.parametrize(
+    ("bases", "text"),
+    [
+        (("c", "a", "b"), r"models.b.base closes a circle \(a from c from b from a\)"),
+        (("null", "c", "b"), r"models.c.base closes a circle \(b from c from b\)"),
+        (("a", "null", "null"), r"models.a.base closes a circle \(a from a\)"),
+    ],
+)
+def test_bases_in_a_circle_are_found_before_the_run(bases: tuple[str, ...], text: str) -> None:
+    def models(*bases: str) -> str:
+        each = [f"{k}: {{model: ./{k}, base: {b}}}" for k, b in zip("abc", bases, strict=True)]
+        return f"{{{', '.join(each)}}}"
+
+    configured(models("null", "a", "b"))
+    with pytest.raises(ConfigError, match=rf"{text}.*one of them has none"):
+        configured(models(*bases))
+
+
+@pytest.mark.parametrize("known", ["base: base", "training: lat", "seed: 0"])
+def test_what_is_known_of_an_organism_is_not_stated_again(known: str) -> None:
+    configured(f"{{base: base, other: {{model: ./other, {known}}}}}")
+    with pytest.raises(ConfigError, match=rf"'ssft' is given {known[:4]}.*leave these"):
+        configured(f"{{base: base, other: {{model: ssft, {known}}}}}")
 
 
 @pytest.mark.parametrize(
@@ -49,6 +71,8 @@ def test_bases_that_name_each_other_do_not_hang() -> None:
         ("transfer.models=[lat]", r"transfer.models names 'lat'.*no model of this run"),
         ("refusal_tokens={sft: [1]}", r"refusal_tokens names 'sft'.*ssft"),
         ("maps.methods=[procrustes]", r"transfer.map is 'ridge'.*procrustes only"),
+        ("maps.between=[[base, other], [ssft, ssft]]", r"'ssft' with itself.*needs no map"),
+        ("transfer.models=[ssft, base, ssft]", r"names ssft twice"),
         ("maps.methods=[ridge, ridge]", r"names a method twice"),
         ("models.other.base=bass", r"models.other.base names 'bass'.*base"),
         (
@@ -64,7 +88,7 @@ def test_bases_that_name_each_other_do_not_hang() -> None:
     ],
 )
 def test_a_name_that_is_no_model_is_found_before_the_run(override: str, text: str) -> None:
-    models = "{base: base, ssft: ssft, other: {model: ssft@seed=1}}"
+    models = "{base: base, ssft: ssft, other: {model: ./other}}"
     with pytest.raises(ConfigError, match=text):
         configured(models, override)
 

@@ -21,7 +21,12 @@ from mechsafety.studies.comparing.carrying import Untried
 from mechsafety.studies.comparing.findings import finding
 from mechsafety.studies.comparing.measured import Measured, Transfers
 from mechsafety.studies.comparing.transfer_table import transfer_table
-from mechsafety.studies.comparing.transferring import CarriedSource, TransferCell, Transferred, Via
+from mechsafety.studies.comparing.transferring import (
+    Carried,
+    CarriedSource,
+    TransferCell,
+    Transferred,
+)
 from mechsafety.studies.samples import Sample
 from tests.studies.comparing.conftest import BETWEEN, MODELS
 from tests.studies.comparing.planted import COMPLIED, PAIRS, REFUSED, D, drawn
@@ -61,7 +66,10 @@ def ablated(form: AblationForm, left: float, kl: float, controls: Tensor | None 
 
 
 def cell(
-    forms: Mapping[AblationForm, Cell], risen: float = 1.0, source: str = "a", via: Via = "ridge"
+    forms: Mapping[AblationForm, Cell],
+    risen: float = 1.0,
+    source: str = "a",
+    via: Carried = "ridge",
 ) -> TransferCell:
     verdicts: tuple[Verdict, ...] = ("refused",) * 7 + ("complied",) * (N - 7)
     rates = torch.tensor([0.0], dtype=torch.float64)
@@ -137,7 +145,7 @@ def test_induced_refusal_is_what_the_score_rises_by_on_harmless_prompts(world: M
     ("via", "words"),
     [("own", "in far ablated"), ("same space", ", same space"), ("procrustes", "procrustes map")],
 )
-def test_how_the_direction_came_is_said(world: Measured, via: Via, words: str) -> None:
+def test_how_the_direction_came_is_said(world: Measured, via: Carried, words: str) -> None:
     assert words in claimed(seen(world, cell(BOTH, via=via))).explanation
 
 
