@@ -28,8 +28,9 @@ Statistic = Literal["raw", "disjoint", "disattenuated"]
 
 STATISTICS: Final[dict[Statistic, str]] = {
     "raw": "directions of all prompts, the same in both models: their noise is shared",
-    "disjoint": "half of the prompts in one model, the other half in the other: no shared noise",
-    "disattenuated": "disjoint over the root of the product of reliabilities: no noise at all",
+    "disjoint": "half of the prompts in one model, the other half in the other, clusters whole "
+    "where intervals keep them whole: no noise of prompts is shared",
+    "disattenuated": "disjoint over the root of the product of reliabilities: no noise of prompts",
 }
 
 CHUNK: Final = 64
@@ -47,9 +48,10 @@ class LayerCosines:
     """Cosine of the directions of all prompts, the same in both models."""
     disjoint: Float[Tensor, "n_first n_second"]
     """Cosine of half A of one model with half B of the other, mean over splits and both ways: the
-    noise is not shared, and each direction has that of half the prompts."""
+    noise of prompts is not shared, nor that of clusters where the plan deals them whole, and each
+    direction has that of half the prompts."""
     disattenuated: Float[Tensor, "n_first n_second"]
-    """`disjoint` / √(product of reliabilities), an estimate without noise that can pass 1; NaN
+    """`disjoint` / √(product of reliabilities), an estimate without that noise that can pass 1; NaN
     where a reliability is not above 0, so that there is no direction to speak of."""
     reliability_first: Float[Tensor, " n_first"]
     """Cosine of halves A and B within the first model, mean over splits: the ceiling of `disjoint`
@@ -220,7 +222,8 @@ def layer_cosines(first: DirectionStack, second: DirectionStack, plan: Plan) -> 
     r"""Every layer of one model with every layer of the other, in three cosines and their null.
 
     `raw` shares the noise of the prompts between the models; `disjoint`, mean over splits and both
-    ways of $\cos(A_1, B_2)$, does not, but each direction has the noise of half the prompts;
+    ways of $\cos(A_1, B_2)$, does not, but each direction has the noise of half the prompts (and of
+    their clusters, which halves share unless the plan was given them);
     `disattenuated` divides that by $\sqrt{\rho_1 \rho_2}$, $\rho = \cos(A, B)$ within a model
     (Spearman 1904). A model with itself gives the ceiling: its `disjoint` is its reliability. The
     value of a finding is the excess of `raw` over the shared null, or `disattenuated` itself.

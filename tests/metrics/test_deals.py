@@ -1,5 +1,7 @@
 """Deals of rows: what is in which class, what is left out, and that models can share them."""
 
+from collections import Counter
+
 import pytest
 import torch
 from torch import Tensor
@@ -90,6 +92,96 @@ def test_halves_are_disjoint_cover_all_rows_and_keep_pairs(
         if paired:
             assert [i + N_HARMFUL for i in x] == y
     assert len({tuple(members(a, split)[0]) for split in range(8)}) > 4
+
+
+KINDS = [name for name, size in zip("abcdef", (9, 4, 6, 2, 5, 3), strict=True) for _ in range(size)]
+"""Clusters of other sizes: 29 rows, the largest of 9."""
+LISTED = [f"harmless {i % 5}" for i in range(23)]
+"""Of a second list, without a name of the first: 3 × 5 and 2 × 4 rows."""
+
+
+@pytest.mark.parametrize(
+    ("harmless", "largest"),
+    [(None, (9, 9)), (LISTED, (9, 5)), ([*KINDS[4:], "g", "g", "g"], None)],
+    ids=["pairs", "lists", "lists that share clusters"],
+)
+def test_halves_hold_whole_clusters_of_both_classes(
+    generator: torch.Generator, harmless: list[str] | None, largest: tuple[int, int] | None
+) -> None:
+    others = harmless or KINDS
+    n, m = len(KINDS), len(others)
+    a, b = halved(n, m, harmless is None, 60, generator, KINDS, harmless)
+    names = [*KINDS, *others]
+    divided = halved(n, m, harmless is None, 60, generator)
+    assert any(
+        clusters_of(divided[0], i, names) & clusters_of(divided[1], i, names) for i in (0, 1)
+    )
+    for split in range(60):
+        assert not clusters_of(a, split, names) & clusters_of(b, split, names)
+        (x, y), (z, w) = members(a, split), members(b, split)
+        assert sorted(x + y + z + w) == list(range(n + m))
+        assert min(len({names[i] for i in side}) for side in (x, y, z, w)) >= 2
+        if harmless is None:
+            assert [i + n for i in x] == y
+        if largest:
+            assert abs(len(x) - len(z)) <= largest[0]
+            assert abs(len(y) - len(w)) <= largest[1]
+    assert len({tuple(members(a, split)[0]) for split in range(60)}) > 4
+
+
+def clusters_of(deals: Deals, deal: int, names: list[str]) -> set[str]:
+    return {names[i] for side in members(deals, deal) for i in side}
+
+
+def test_every_halving_of_equal_clusters_is_drawn_about_as_often(
+    generator: torch.Generator,
+) -> None:
+    names = [i // 3 for i in range(18)]
+    a, _ = halved(18, 18, True, 1000, generator, names)
+    drawn = Counter(frozenset(names[i] for i in members(a, split)[0]) for split in range(1000))
+    # 10 halvings, each with either half as A.
+    assert len(drawn) == 20
+    assert {len(half) for half in drawn} == {3}
+    assert max(abs(count - 50) for count in drawn.values()) < 35  # 5 standard deviations
+
+
+def test_a_plan_leaves_clusters_out_of_halves_that_hold_others(
+    generator: torch.Generator,
+) -> None:
+    for names in (KINDS, [*"aaaaaaaaaabbccdd"]):
+        n = len(names)
+        groups = jackknife_groups(n, n, 20, generator, names)
+        found = plan(n, n, True, groups, 5, 7, 7, generator, names)
+        for whole, few in zip(found.halves, found.few_halves_left_out, strict=True):
+            for split in range(7):
+                kinds = clusters_of(whole, split, names * 2)
+                kept = [
+                    clusters_of(few, group * 7 + split, names * 2)
+                    for group in range(groups.n_groups)
+                ]
+                assert max(len(kinds - one) for one in kept) == 1
+                assert sum(len(kinds - one) for one in kept) == len(kinds)
+    # Without clusters the draws are those of prompts one by one.
+    own = [torch.Generator().manual_seed(5) for _ in range(2)]
+    groups = jackknife_groups(n, n, 20, generator)
+    one, same = (plan(n, n, True, groups, 5, 7, 2, each, None, None) for each in own)
+    assert one.fingerprint == same.fingerprint != found.fingerprint
+
+
+def test_clusters_that_cannot_be_halved_are_refused(generator: torch.Generator) -> None:
+    with pytest.raises(SampleError, match=r"29 and 29 cluster names for 29 harmful and 28 harm"):
+        halved(29, 28, False, 3, generator, KINDS)
+    with pytest.raises(SampleError, match=r"0 and 29 cluster names for 29 harmful"):
+        halved(29, 29, False, 3, generator, None, KINDS)
+    with pytest.raises(SampleError, match=r"that are pairs\. Give one name"):
+        halved(29, 29, True, 3, generator, KINDS, KINDS[::-1])
+    with pytest.raises(SampleError, match=r"halving 3 clusters of harmful and 3 of harmless"):
+        halved(12, 12, True, 3, generator, [i % 3 for i in range(12)])
+    # Two clusters of one group are all that some half of 5 has.
+    names = [*"aabbccddee"]
+    pooled = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2, 3, 3])
+    with pytest.raises(SampleError, match=r"must not hold all that a half has of a class"):
+        plan(10, 10, True, Groups(pooled, pooled, 4), 5, 60, 60, generator, names)
 
 
 def test_replicates_of_halves_are_the_first_splits_without_the_group(

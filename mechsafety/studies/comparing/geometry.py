@@ -137,6 +137,8 @@ def framed(
             settings.splits,
             min(settings.splits_left_out, settings.splits),
             named_generator(config.seed, "deals"),
+            clusters,
+            second_clusters,
         ),
         massive={space: tuple(sorted(channels)) for space, channels in massive.items()},
         massive_table=table,
