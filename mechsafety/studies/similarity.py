@@ -91,9 +91,22 @@ def run(config: Config, context: Context) -> Result:
         findings=tuple(found),
         figures=figures(measured),
         tensors=_tensors(measured),
-        notes=(ORGANISM_NOTE,) if prompts.organism else (),
+        notes=_notes(config, prompts.organism),
         provenance=_provenance(measured, prompts, neutral, judge),
     )
+
+
+def _notes(config: Config, organism: bool) -> tuple[str, ...]:
+    """What a reader must know of every number on the page."""
+    notes = [ORGANISM_NOTE] if organism else []
+    # One template that is given for all replaces their own.
+    if config.templates == "own" and config.chat.chat_template is None:
+        notes.append(
+            f"Every model is read at position '{config.position}' of its own chat template "
+            "(`templates: own`). Where templates differ this is another token in another context, "
+            "so part of any difference between models may be one of templates."
+        )
+    return tuple(notes)
 
 
 def _geometry(frame: Frame) -> Measured:

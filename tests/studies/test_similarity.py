@@ -11,6 +11,8 @@ from mechsafety.records.checking import check_findings, check_tables
 from mechsafety.records.metrics_table import to_parquet
 from mechsafety.records.schema import declared_findings
 from mechsafety.report.figures import drawing
+from mechsafety.studies.arms import ORGANISM_NOTE
+from mechsafety.studies.similarity import _notes
 from tests.studies.similarity_runs import Ran, configured
 
 LAYER = 3
@@ -34,6 +36,21 @@ def test_every_figure_draws_rows_and_none_is_refused(turned: Ran) -> None:
         assert drawn.left_out == 0, figure.id
         hovered = set(figure.hover) - set(metrics[metrics["table"] == figure.table]["metric"])
         assert not hovered, figure.id
+
+
+def test_the_carried_figure_draws_maps_alone(turned: Ran) -> None:
+    (figure,) = [one for one in turned.result.figures if one.id == "carried"]
+    drawn = {row.dimensions["via"] for row in turned.rows("matches", "cosine")}
+    assert drawn == {"none", *figure.where["via"]}
+    assert figure.where["via"] == ["procrustes", "ridge"]
+
+
+def test_the_page_says_that_templates_are_each_models_own(turned: Ran) -> None:
+    assert turned.result.notes == (ORGANISM_NOTE,)
+    models = "{base: base, ssft: ssft}"
+    (note,) = _notes(configured(models, "templates=own"), organism=False)
+    assert "position 'last' of its own chat template" in note
+    assert _notes(configured(models, "templates=own", "chat.chat_template=none"), False) == ()
 
 
 # --- maps ----------------------------------------------------------------------------------------

@@ -43,8 +43,9 @@ def _direction_figures(measured: Measured) -> list[Figure]:
             id="models",
             title="How alike are the models' directions?",
             caption=f"Cosines of directions, model by model, read at one layer of each; n = {n} "
-            "prompts. On the diagonal: disjoint halves of one model's prompts. The same labels "
-            "permuted in both models already give a cosine, so look at the excess. "
+            "prompts. The diagonal has a number for cosine_disjoint alone: disjoint halves of one "
+            "model's prompts. The same labels permuted in both models already give a cosine, so "
+            "look at the excess. "
             f"{_NULL}",
             kind="matrix",
             table="cosines",
@@ -113,9 +114,8 @@ def _direction_figures(measured: Measured) -> list[Figure]:
             title=f"Overlap of the first {frame.config.geometry.subspace_rank} components",
             caption="Mean squared cosine of the principal angles between the spans of the "
             "strongest components of harmful − harmless, at layers of equal depth. Gray: the same "
-            "permuted "
-            f"labels in both models, 95 % range. Bands are 95 % jackknife intervals; n = {n} "
-            "prompts.",
+            "permuted labels in both models, 95 % range. Bands are 95 % jackknife intervals; "
+            f"n = {n} prompts.",
             kind="lines",
             table="subspaces",
             metric="overlap",
@@ -168,8 +168,7 @@ def _map_figures(measured: Measured) -> list[Figure]:
             title="How well do the maps hold on prompts they have not seen?",
             caption=f"Share of the target's squared deviation that the map predicts on {n} "
             "held-out neutral prompts; bands are 95 % intervals. Gray: maps fitted on shuffled "
-            "prompts. A "
-            "carried direction is worth no more than its map.",
+            "prompts. A carried direction is worth no more than its map.",
             kind="lines",
             table="maps",
             metric="r2",
@@ -191,6 +190,7 @@ def _map_figures(measured: Measured) -> list[Figure]:
             kind="lines",
             table="matches",
             metric="cosine",
+            where={"via": list(measured.frame.config.maps.methods)},
             x="first_layer",
             color="via",
             choose=("first", "second", "match"),
@@ -233,7 +233,7 @@ def _transfer_figures(measured: Measured) -> list[Figure]:
             title="Answers refused under carried directions",
             caption=f"Share of answers of up to {settings.max_new_tokens} tokens judged as "
             f"refusals on {transfers.n_words} held-out prompts of a class; intervals are Wilson, "
-            "95 %, clusters undivided. form none: unedited.",
+            "95 %, clusters undivided. Rates of unedited models: the table's rows of form none.",
             kind="matrix",
             table="transfer",
             metric=refused,

@@ -4,11 +4,11 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-import torch
 from torch import Tensor
 
 from mechsafety.core.result import Dimension, Table
 from mechsafety.metrics.shared_null import STATISTICS, Statistic
+from mechsafety.studies.claims import null_range
 from mechsafety.studies.comparing.geometry import ActivationLikeness, Likeness
 from mechsafety.studies.comparing.measured import Measured
 
@@ -34,22 +34,20 @@ def cosines_table(measured: Measured) -> Table:
     table = Table(
         "cosines",
         f"Cosines of the models' directions, layer by layer. {words}. {VIA_WORDS} "
-        "cosine_permuted_residuals: "
-        f"mean and 95 % range of {n_draws} cosines with the same permuted labels in both models, "
-        "of "
-        "activations about their class means: the null. excess: cosine less that mean, which is "
-        "the "
-        "finding. cosine_permuted_labels: the same of the activations themselves, as papers have "
-        "it; every relabeling then keeps a share of the shift that is tested. "
-        "cosine_independent_labels: other "
-        "permuted labels in each model, a reference line. ceiling: what disjoint halves of one "
-        f"model's prompts reach. {_INTERVALS} Layer n is the output of the last block.",
+        f"cosine_permuted_residuals: mean and 95 % range of {n_draws} cosines with the same "
+        "permuted labels in both models, of activations about their class means: the null. "
+        "excess: cosine less that mean, which is the finding. cosine_permuted_labels: the same of "
+        "the activations themselves, as papers have it; every relabeling then keeps a share of "
+        "the shift that is tested. cosine_independent_labels: other permuted labels in each "
+        "model, a reference line. ceiling: what disjoint halves of one model's prompts reach, a "
+        f"mean over splits without an interval. {_INTERVALS} Layer n is the output of the last "
+        "block.",
     )
     for one in measured.likenesses:
         for (i, j), at in one.cells.items():
-            _add_cosines(
-                table, one, at, {**_of(one), "first_layer": i, "second_layer": j}, measured
-            )
+            itself = one.first == one.second and i == j
+            where = {**_of(one), "first_layer": i, "second_layer": j}
+            add_cosines(table, one, at, where, itself=itself)
     for name, view in measured.frame.views.items():
         d = view.dims.d_model
         table.add(
@@ -64,18 +62,27 @@ def cosines_table(measured: Measured) -> Table:
     return table
 
 
-def _add_cosines(
+def add_cosines(
     table: Table,
     one: Likeness,
     at: tuple[int, int],
     where: Mapping[str, Dimension],
-    measured: Measured,
+    *,
+    itself: bool = False,
 ) -> None:
+    """All that one cell says, where it has directions.
+
+    Args:
+        table: Gets the rows.
+        one: Two models.
+        at: The cell of its cosines.
+        where: Dimensions of the rows.
+        itself: The cell compares a direction with itself, of which halves alone say something.
+    """
     found = one.cosines
     if not bool(found.raw[at].isfinite()):
         return
-    n = measured.frame.plan.whole.n_rows
-    itself = one.first == one.second and where["first_layer"] == where["second_layer"]
+    n = one.n_rows
     for statistic, metric in METRICS.items():
         # A direction's cosine with itself is 1 and says nothing.
         if (itself and statistic != "disjoint") or not bool(found.has_interval(statistic)[at]):
@@ -126,8 +133,9 @@ def best_match_table(measured: Measured) -> Table:
         "For each layer of the first model the layer of the second with the largest cosine, chosen "
         "on half of the prompts of each class and measured on the other half. chosen: share of "
         "choices over splits. best_cosine: its cosine there, without the optimism of a choice. "
-        "best_cosine_permuted_residuals: mean and 95 % range of the largest cosine with any "
-        f"layer under permuted labels. {_INTERVALS}",
+        "best_cosine_permuted_residuals: mean and 95 % range of the largest cosine with any layer "
+        "under permuted labels, chosen and measured on all prompts, whereas the value is of half "
+        f"of them: no like-for-like null. {_INTERVALS}",
     )
     for one in measured.likenesses:
         if one.via != "none" or one.first == one.second:
@@ -202,13 +210,12 @@ def add_null(
     table: Table, metric: str, draws: Tensor, unit: str, where: Mapping[str, Dimension]
 ) -> None:
     """Mean of a null and its 95 % range."""
-    ends = draws.quantile(torch.tensor([0.025, 0.975], dtype=draws.dtype))
     table.add(
         metric,
         float(draws.mean()),
         n=len(draws),
         unit=f"{unit} (draws); the interval is their 95 % range",
-        interval=(float(ends[0]), float(ends[1])),
+        interval=null_range(draws),
         **where,
     )
 

@@ -1,10 +1,14 @@
 """Tables of the maps between models, and of which layers were compared."""
 
 import math
+from collections.abc import Iterator
 
 from mechsafety.core.result import Table
-from mechsafety.studies.comparing.likeness_tables import VIA_WORDS, add_null
+from mechsafety.studies.comparing.geometry import Likeness
+from mechsafety.studies.comparing.likeness_tables import VIA_WORDS, add_cosines
+from mechsafety.studies.comparing.mapping import Place
 from mechsafety.studies.comparing.measured import Measured
+from mechsafety.studies.comparing.settings import Pair
 
 
 def maps_table(measured: Measured) -> Table:
@@ -15,13 +19,12 @@ def maps_table(measured: Measured) -> Table:
         f"Maps from the first model's activations to the second's, fitted on {len(neutral.fit)} "
         f"neutral prompts and judged on {len(neutral.held_out)} others, which share no content "
         "with them. r2: share of the target's squared deviation that is predicted; intervals are "
-        "95 %, "
-        "prompts resampled by group. r2_shuffled: range of maps fitted on "
+        "95 %, prompts resampled by group. r2_shuffled: range of maps fitted on "
         f"{settings.shuffles} shuffles of the prompts. carried_cosine_shuffled: cosine of the "
         "first's direction, carried by these, with the second's. r2_along_direction: of the "
         "target's coordinate along its own direction; spread_along_direction: variance of neutral "
-        "activations along it, as a multiple of that along a mean dimension. A map of prompts that "
-        "do not vary along the direction cannot carry it. penalty: of the ridge, as a "
+        "activations along it, as a multiple of that along a mean dimension. A map of prompts "
+        "that do not vary along the direction cannot carry it. penalty: of the ridge, as a "
         "multiple of the mean eigenvalue; `grid_edge` says that the grid was too short. rank: "
         "dimensions that the prompts determined. match: layer of equal depth, or the one of "
         "highest CKA on the prompts that the maps are fitted on.",
@@ -116,9 +119,10 @@ def matches_table(measured: Measured) -> Table:
         "matches",
         "match depth: the layer of the second model at the same fraction of the way through; best: "
         "the one with the highest CKA on the neutral prompts that maps are fitted on, on which "
-        "nothing else is measured. second_layer is the choice; cosine, excess and "
-        f"cosine_disattenuated are those of the table `cosines` there. {VIA_WORDS} cka: on "
-        "held-out neutral prompts.",
+        "nothing else is measured. second_layer is the choice; cka is on held-out neutral prompts. "
+        "All else are the rows of the table `cosines` for these two layers (cosine, its null, its "
+        "excess over it, cosine_disattenuated), channel by channel for every two models of one "
+        f"width, and through every map that was fitted there. {VIA_WORDS}",
     )
     cka = {
         (one.first, one.second): one
@@ -156,25 +160,21 @@ def matches_table(measured: Measured) -> Table:
                     interval=number.interval(),
                     **at,
                 )
-            for likeness in measured.likenesses:
-                if likeness.channels != "all" or likeness.via == "none":
-                    continue
-                if (likeness.first, likeness.second) != (first, second):
-                    continue
-                there = likeness.cells.get((place.first, place.second))
-                if there is None or not bool(likeness.cosines.has_interval("raw")[there]):
-                    continue
-                raw = likeness.cosines.jackknifed("raw", *there)
-                null = likeness.cosines.null[:, there[0], there[1]]
-                table.add(
-                    "cosine",
-                    raw.value,
-                    n=measured.frame.plan.whole.n_rows,
-                    unit="cosine (prompts)",
-                    interval=raw.interval(),
-                    via=likeness.via,
-                    **at,
-                )
-                at_map = {"via": likeness.via, **at}
-                add_null(table, "cosine_permuted_residuals", null, "cosine", at_map)
+            for likeness, cell in _compared(measured, (first, second), place):
+                add_cosines(table, likeness, cell, {"via": likeness.via, **at})
     return table
+
+
+def _compared(
+    measured: Measured, pair: Pair, place: Place
+) -> Iterator[tuple[Likeness, tuple[int, int]]]:
+    """Comparisons of two models at a place, with the cell that holds it."""
+    for one in measured.likenesses:
+        held = (one.first, one.second)
+        # A cosine has no order, and without a map each two models are held once; a map has a way.
+        turned = one.via == "none" and held == pair[::-1]
+        if one.channels != "all" or not (turned or held == pair):
+            continue
+        cell = one.cells.get((place.second, place.first) if turned else (place.first, place.second))
+        if cell is not None:
+            yield one, cell

@@ -183,7 +183,27 @@ def test_a_match_has_its_layer_its_activations_and_the_cosine_through_each_map(
         for x, y in (("a", "b"), ("b", "a"))
     ]
     assert values[0] == values[1] != 1
-    assert not rows(found, "cosine", first="a", second="b")
+
+
+MATCHED = ("cosine", "cosine_permuted_residuals", "excess", "cosine_disattenuated")
+
+
+@pytest.mark.parametrize("match", ["depth", "best"])
+def test_models_of_one_space_are_matched_by_direction_whichever_comes_first(
+    world: Measured, cosines: Table, match: str
+) -> None:
+    found = matches_table(world)
+    places = {(x, y): world.places[x, y] for x, y in (("a", "b"), ("b", "a"))}
+    (there,) = [one.second for one in places["b", "a"] if (one.first, one.match) == (LAYER, match)]
+    for metric in MATCHED:
+        at = {"match": match, "via": "none", "first_layer": LAYER}
+        back = row(found, metric, first="b", second="a", **at)
+        held = row(cosines, metric, **between("a", "b", there, LAYER), via="none", channels="all")
+        assert (back.value, back.ci_low, back.n) == (held.value, held.ci_low, held.n)
+    # A map has a way: none was fitted from `b`.
+    assert not rows(found, "cosine", first="b", via="ridge")
+    # Of another width.
+    assert not rows(found, "cosine", first="a", second="far", via="none")
 
 
 # --- layers without a direction ------------------------------------------------------------------
