@@ -167,6 +167,18 @@ def test_a_form_that_upsets_harmless_prompts_counts_only_where_the_claim_names_i
     assert set(verdicts_of(claimed(wild, ", form: zero"))) == {"form=affine", "form=zero"}
 
 
+def test_forms_that_disagree_or_upset_harmless_prompts_give_no_verdict(world: Measured) -> None:
+    assert claimed(seen(world, cell(BOTH))).verdict == "supported"
+    idle = seen(world, cell({**BOTH, "zero": ablated("zero", 5.0, 0.2)}))
+    found = claimed(idle)
+    assert found.verdict == "inconclusive"
+    assert any("Forms below the bound disagree" in note for note in found.notes)
+    wild = seen(world, cell({"affine": ablated("affine", 1.0, 0.6)}))
+    found = claimed(wild)
+    assert found.verdict == "inconclusive"
+    assert any("'affine' upsets harmless prompts" in note for note in found.notes)
+
+
 def test_a_form_without_controls_has_no_verdict(world: Measured) -> None:
     bare = seen(world, cell({"affine": ablated("affine", 1.0, 0.1, None)}))
     for found in (claimed(bare), claimed(seen(world, cell({"zero": BOTH["zero"]})))):
