@@ -154,9 +154,10 @@ def replicated(
         f"{sum(value > 0 for value in values)} of {len(values)} {units} positive. "
         f"{choices[primary].words}"
     )
-    few = n_seeds < MIN_SEEDS
+    # Replications that all share one seed are as many as one.
+    few = n_seeds < MIN_SEEDS or over_seeds(_by_seeds(seeds, values)).interval is None
     if few:
-        words += f" Fewer than {MIN_SEEDS} seeds give no interval over training."
+        words += f" Fewer than {MIN_SEEDS} independent seeds give no interval over training."
     return assembled(
         claim,
         assessed[0],
@@ -174,11 +175,7 @@ def _over_seeds(by_seed: Sequence[Choices], seeds: Sequence[tuple[int, ...]]) ->
     merged: dict[tuple[tuple[str, str], ...], Effect] = {}
     for key in shared:
         effects = [one[key] for one in by_seed]
-        together: dict[tuple[int, ...], list[float]] = {}
-        for at, e in zip(seeds, effects, strict=True):
-            together.setdefault(at, []).append(e.value)
-        # Comparisons of the same training runs are one replication.
-        means = {at: fmean(values) for at, values in together.items()}
+        means = _by_seeds(seeds, [e.value for e in effects])
         found = over_seeds(means)
         interval = found.interval
         if interval is None:
@@ -197,6 +194,16 @@ def _over_seeds(by_seed: Sequence[Choices], seeds: Sequence[tuple[int, ...]]) ->
             f"{span(null)} on average.",
         )
     return merged
+
+
+def _by_seeds(
+    seeds: Sequence[tuple[int, ...]], values: Sequence[float]
+) -> dict[tuple[int, ...], float]:
+    """Comparisons of the same training runs are one replication."""
+    together: dict[tuple[int, ...], list[float]] = {}
+    for entered, value in zip(seeds, values, strict=True):
+        together.setdefault(entered, []).append(value)
+    return {entered: fmean(several) for entered, several in together.items()}
 
 
 def unmeasured(claim: DeclaredFinding[CellT], why: str, notes: Sequence[str]) -> Finding:

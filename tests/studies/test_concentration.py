@@ -279,5 +279,5 @@ def test_training_seeds_are_told_apart_and_too_few_give_a_count(
     assert over_seeds.n == 2
     assert over_seeds.verdict == "inconclusive"
     assert "of 2 training seeds positive" in over_seeds.explanation
-    assert "Fewer than 6 seeds" in over_seeds.explanation
+    assert "Fewer than 6 independent seeds" in over_seeds.explanation
     assert {"projection.lat@100", "projection.ssft@101"} <= found.tensors.keys()

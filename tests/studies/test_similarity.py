@@ -210,7 +210,7 @@ def test_how_a_direction_came_is_said_in_every_cell(turned: Ran) -> None:
 def test_a_claim_about_a_method_counts_training_seeds(turned: Ran) -> None:
     found = turned.finding("seeds")
     assert (found.verdict, found.n) == ("inconclusive", 1)
-    assert "Fewer than 6 seeds" in found.explanation
+    assert "Fewer than 6 independent seeds" in found.explanation
     assert found.cell["replicates"] == "base–lat"
 
 
