@@ -1,7 +1,7 @@
 """From the study's claims to its findings."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -11,7 +11,6 @@ from mechsafety.core.layers import resolve_layer
 from mechsafety.core.result import Finding
 from mechsafety.metrics.intervals import Interval
 from mechsafety.metrics.shared_null import LayerCosines
-from mechsafety.metrics.spectral_intervals import Jackknifed
 from mechsafety.studies.claims import (
     Assessed,
     Effect,
@@ -31,11 +30,12 @@ from mechsafety.studies.comparing.claims import (
     TransferCell,
 )
 from mechsafety.studies.comparing.geometry import Likeness
+from mechsafety.studies.comparing.layer_findings import matching_claim
 from mechsafety.studies.comparing.map_notes import map_notes, map_of, sees_direction
 from mechsafety.studies.comparing.measured import Measured
 from mechsafety.studies.comparing.settings import Pair, seed_of, space_of
 from mechsafety.studies.comparing.transfer_findings import transfer_claim
-from mechsafety.studies.intervals import ends
+from mechsafety.studies.comparing.words import left_out, names
 
 Effects = list[tuple[dict[str, str], Effect]]
 """Effects of a cell under further choices of analysis, the primary one first."""
@@ -68,7 +68,7 @@ def _assessed(claim: Claim, pair: Pair, measured: Measured) -> Assessed | str:
         case AngleCell():
             return _at_layers(cell, pair, measured, _angle, _HALVES_NULL, "degrees")
         case MatchingCell():
-            return _matching(cell, pair, measured)
+            return matching_claim(cell, pair, measured)
         case TransferCell():
             return transfer_claim(cell, pair, measured, claim.margin)
 
@@ -214,7 +214,7 @@ def _excess(found: LayerCosines, at: tuple[int, int], one: Likeness) -> Effects:
             interval=Interval(low - mean, high - mean),
             null=(covered[0] - mean, covered[1] - mean),
             n=one.n_rows,
-            words=f"{_names(one)}: cosine {raw.value:.3f} [{low:.3f}, {high:.3f}]; the same "
+            words=f"{names(one)}: cosine {raw.value:.3f} [{low:.3f}, {high:.3f}]; the same "
             f"permuted labels in both models give {covered[0]:.3f} to {covered[1]:.3f}, mean "
             f"{mean:.3f}; on disjoint prompts {found.jackknifed('disjoint', *at).value:.3f} of a "
             f"ceiling of {_ceiling(found, at):.3f}, without noise {disattenuated.value:.3f}.",
@@ -233,7 +233,7 @@ def _shortfall(found: LayerCosines, at: tuple[int, int], one: Likeness) -> Effec
         interval=Interval(1 - high, 1 - low),
         null=covered,
         n=one.n_rows,
-        words=f"{_names(one)}: without noise the cosine is {number.value:.3f} [{low:.3f}, "
+        words=f"{names(one)}: without noise the cosine is {number.value:.3f} [{low:.3f}, "
         f"{high:.3f}], where one model with itself has 1; on disjoint prompts it is "
         f"{found.jackknifed('disjoint', *at).value:.3f} of a ceiling of {_ceiling(found, at):.3f}."
         + (
@@ -264,7 +264,7 @@ def _angle(found: LayerCosines, at: tuple[int, int], one: Likeness) -> Effects:
         interval=Interval(min(nearest, value), max(farthest, value)),
         null=covered,
         n=one.n_rows,
-        words=f"{_names(one)}: {value:.1f}° [{nearest:.1f}°, {farthest:.1f}°] between the "
+        words=f"{names(one)}: {value:.1f}° [{nearest:.1f}°, {farthest:.1f}°] between the "
         f"directions without noise (cosine {number.value:.3f}); "
         + (
             "angles between halves of one model's prompts lie "
@@ -302,11 +302,6 @@ def _ceiling(found: LayerCosines, at: tuple[int, int]) -> float:
     return float((found.reliability_first[at[0]] * found.reliability_second[at[1]]).sqrt())
 
 
-def _names(one: Likeness) -> str:
-    how = "" if one.via == "none" else f", carried by {one.via}"
-    return f"{one.first} with {one.second}{how}"
-
-
 def _default_map(measured: Measured) -> str:
     config = measured.frame.config
     if config.transfer is not None:
@@ -326,151 +321,6 @@ def _missing(pair: Pair, primary: Mapping[str, str], measured: Measured) -> str:
         f"At {where} one of {first} and {second} has no direction that halves of the prompts agree "
         "on."
     )
-
-
-# --- which layers match --------------------------------------------------------------------------
-
-
-def _matching(cell: MatchingCell, pair: Pair, measured: Measured) -> Assessed | str:
-    """Mean over layers of equal depth less the mean over all others."""
-    config = measured.frame.config
-    same = space_of(pair[0], config.models) == space_of(pair[1], config.models)
-    choices: dict[tuple[tuple[str, str], ...], Effect] = {}
-    for by in ("cosine", "cka"):
-        found = (
-            _cosine_matching(pair, measured) if by == "cosine" else _cka_matching(pair, measured)
-        )
-        # Channel by channel, other bases have nothing to match.
-        if found is not None and (same or by == "cka"):
-            choices |= {choice_key({"by": by, **settings}): e for settings, e in found}
-    primary = {"by": cell.by, "channels": "all"}
-    groups = measured.frame.plan.groups.n_groups
-    if cell.by == "cka":
-        primary["prompts"] = "neutral"
-        groups = next(
-            len(one.cka.left_out) for one in measured.activations if one.prompts == "neutral"
-        )
-    if choice_key(primary) not in choices:
-        return (
-            f"{pair[0]} and {pair[1]} share no space, so their layers can be matched by `cka` only."
-            if not same
-            else f"{pair[0]} and {pair[1]} have too few layers with directions to match."
-        )
-    return Assessed(
-        primary=primary,
-        choices=choices,
-        null="95 % range under permuted labels (cosine), or range over all other depths that the "
-        "second model's layers can be turned to (cka)",
-        unit=f"{cell.by}, layers of equal depth less others (prompts)",
-        notes=(left_out(groups),),
-    )
-
-
-Settled = list[tuple[dict[str, str], Effect]]
-
-
-def _cosine_matching(pair: Pair, measured: Measured) -> Settled | None:
-    found: Settled = []
-    for one in measured.likenesses:
-        if one.via != "none" or (one.first, one.second) not in (pair, pair[::-1]):
-            continue
-        usable = one.cosines.has_interval("raw")
-        turned = (one.first, one.second) != pair
-        matched = _equal_depth(pair, turned, usable.shape, measured) & usable
-        if not bool(matched.any() and (usable & ~matched).any()):
-            return None
-        weights = one.cosines.matched_weights("raw", matched)
-        number, null = one.cosines.contrast("raw", weights)
-        excess = number.value - float(null.mean())
-        low, high = number.interval()
-        mean = float(null.mean())
-        covered = null_range(null)
-        best = one.cosines.best_match()
-        found.append(
-            (
-                {"channels": one.channels},
-                Effect(
-                    value=excess,
-                    interval=Interval(low - mean, high - mean),
-                    null=(covered[0] - mean, covered[1] - mean),
-                    n=one.n_rows,
-                    words=f"{_names(one)}: cosines of layers of equal depth exceed those of others "
-                    f"by {number.value:.3f} [{low:.3f}, {high:.3f}], and by {mean:.3f} with "
-                    f"permuted labels. {_best_words(best.frequency, matched)}",
-                ),
-            )
-        )
-    return found or None
-
-
-def _cka_matching(pair: Pair, measured: Measured) -> Settled | None:
-    found: Settled = []
-    for one in measured.activations:
-        if (one.first, one.second) not in (pair, pair[::-1]):
-            continue
-        rows, columns = (torch.tensor(list(layers)) for layers in one.layers)
-        names = (one.first, one.second)
-        shape = [measured.frame.views[name].dims.n_layers + 1 for name in names]
-        equal = _equal_depth(pair, names != pair, shape, measured)
-        matched = equal[rows][:, columns]
-        if not bool(matched.any() and (~matched).any()):
-            return None
-        weights = matched.double() / matched.sum() - (~matched).double() / (~matched).sum()
-        value = float((one.cka.value * weights).sum())
-        number = Jackknifed(
-            value=value,
-            base=value,
-            replicates=(one.cka.replicates * weights).sum((1, 2)),
-            left_out=one.cka.left_out,
-            fingerprint=one.cka.fingerprint,
-        )
-        # Shuffled prompts would lose all likeness; the question is which layers are alike.
-        second = 0 if names != pair else 1
-        n_layers = one.cka.value.shape[second]
-        null = torch.stack(
-            [(one.cka.value.roll(k, dims=second) * weights).sum() for k in range(1, n_layers)]
-        )
-        low, high = number.interval()
-        found.append(
-            (
-                {"prompts": one.prompts, "channels": one.channels},
-                Effect(
-                    value=number.value,
-                    interval=Interval(low, high),
-                    null=ends(null),
-                    n=one.n,
-                    words=f"{one.first} with {one.second}, {one.prompts} prompts: CKA of layers of "
-                    f"equal depth exceeds that of others by {number.value:.3f} [{low:.3f}, "
-                    f"{high:.3f}]; matched to other depths, by {span(ends(null))}.",
-                ),
-            )
-        )
-    return found or None
-
-
-def _equal_depth(pair: Pair, turned: bool, shape: Sequence[int], measured: Measured) -> Tensor:
-    """Cells at the same fraction of depth, as the claim's first model sees it."""
-    mask = torch.zeros(tuple(shape[::-1] if turned else shape), dtype=torch.bool)
-    for place in measured.places[pair]:
-        if place.match == "depth":
-            mask[place.first, place.second] = True
-    return mask.T if turned else mask
-
-
-def _best_words(frequency: Tensor, matched: Tensor) -> str:
-    rows = matched.any(1) & frequency.isfinite().all(1)
-    if not bool(rows.any()):
-        return ""
-    hits = (frequency * matched)[rows].sum(1)
-    return (
-        f"The best match, chosen on half of the prompts, is the layer of equal depth in "
-        f"{float(hits.mean()):.0%} of choices."
-    )
-
-
-def left_out(n_groups: int) -> str:
-    """What an interval of likeness rests on."""
-    return f"The interval leaves out {n_groups} groups of prompts in turn."
 
 
 # --- notes ---------------------------------------------------------------------------------------
