@@ -64,6 +64,9 @@ def test_the_mean_difference_is_what_fitting_it_to_every_deal_gives(world: Measu
 
 def test_rows_are_harmful_ones_before_harmless_ones(world: Measured) -> None:
     rows = world.frame.rows["b"]
+    read = world.frame.views["b"].pairs
+    assert torch.equal(rows[:N_TWINS], read.first[:, :, 0])
+    assert torch.equal(rows[N_TWINS:], read.second[:, :, 0])
     assert rows.shape == (2 * N_TWINS, N_LAYERS + 1, 7)
     shifts = rows[:N_TWINS].mean(0) - rows[N_TWINS:].mean(0)
     torch.testing.assert_close(shifts.double(), world.stacks["b"].whole.double(), atol=1e-5, rtol=0)
