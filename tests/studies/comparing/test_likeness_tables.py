@@ -178,11 +178,14 @@ def test_a_match_has_its_layer_its_activations_and_the_cosine_through_each_map(
             there = row(cosines, "cosine", **between(*pair, 3, 3), via=via)
             assert row(found, "cosine", **at, via=via).value == there.value
     # The same two models, whichever is asked about.
-    values = [
-        row(found, "cka", first=x, second=y, match="depth", first_layer=LAYER).value
-        for x, y in (("a", "b"), ("b", "a"))
-    ]
-    assert values[0] == values[1] != 1
+    alike = cka_table(world)
+    for x, y in (("a", "b"), ("b", "a")):
+        where = {"first": x, "second": y, "match": "best", "first_layer": LAYER}
+        best = int(row(found, "second_layer", **where).value or 0)
+        assert best != LAYER
+        layers = (LAYER, best) if x == "a" else (best, LAYER)
+        there = row(alike, "cka", **between("a", "b", *layers), prompts="neutral")
+        assert row(found, "cka", **where).value == there.value
 
 
 MATCHED = ("cosine", "cosine_permuted_residuals", "excess", "cosine_disattenuated")
