@@ -39,10 +39,10 @@ def test_a_map_that_shuffled_prompts_match_sees_nothing() -> None:
     chance = one.shuffled_r2_along.clone()
     chance[1] = one.r2_along
     assert not sees_direction(replace(one, shuffled_r2_along=chance))
-    nothing = replace(
-        one, shuffled_r2_along=-chance.abs(), r2_along=-0.1, interval_along=(-1.0, 0.0)
-    )
-    assert not sees_direction(nothing)
+    # Nor does one that is better than they are and yet may predict nothing.
+    low = replace(one, shuffled_r2_along=torch.full_like(chance, -1.0))
+    assert sees_direction(low)
+    assert not sees_direction(replace(low, interval_along=(-0.01, 0.9)))
     assert not sees_direction(replace(one, r2_along=torch.nan, interval_along=(torch.nan,) * 2))
 
 
