@@ -98,8 +98,11 @@ def run(
     debug: Debug = False,
 ) -> int:
     """Run experiments; each makes a run folder that ends with a report."""
+    from concurrent.futures import ThreadPoolExecutor
+    from functools import partial
+
     from mechsafety.execution.describing import describe_findings, summary_json
-    from mechsafety.execution.runner import execute, plan_experiment
+    from mechsafety.execution.runner import execute, mirror_or_warn, plan_experiment
     from mechsafety.execution.signals import exit_code
     from mechsafety.records.reading import open_run
 
@@ -109,20 +112,22 @@ def run(
         return _show_plans(plans, out, as_json)
     code = DONE
     summaries: list[dict[str, Any]] = []
-    for plan in plans:
-        outcome = execute(plan, out, sys.argv)
-        done = open_run(outcome.folder)
-        summaries.append(summary_json(done))
-        if outcome.status == "interrupted":
-            print(f"interrupted; what was recorded is in {outcome.folder}", file=sys.stderr)
-            code = exit_code(outcome.error)
-            break
-        if outcome.error is not None:
-            code = max(code, _report_error(outcome.error, debug))
-            print(f"the record of the failed run is in {outcome.folder}", file=sys.stderr)
-        elif not as_json:
-            print(describe_findings(done.findings))
-            print(done.report)
+    # A mirror takes one core for seconds; the next experiment need not wait for it.
+    with ThreadPoolExecutor(max_workers=1) as mirrors:
+        for plan in plans:
+            outcome = execute(plan, out, sys.argv, partial(mirrors.submit, mirror_or_warn))
+            done = open_run(outcome.folder)
+            summaries.append(summary_json(done))
+            if outcome.status == "interrupted":
+                print(f"interrupted; what was recorded is in {outcome.folder}", file=sys.stderr)
+                code = exit_code(outcome.error)
+                break
+            if outcome.error is not None:
+                code = max(code, _report_error(outcome.error, debug))
+                print(f"the record of the failed run is in {outcome.folder}", file=sys.stderr)
+            elif not as_json:
+                print(describe_findings(done.findings))
+                print(done.report)
     if as_json:
         _emit({"status": "done" if code == DONE else "failed", "runs": summaries})
     return code

@@ -1,7 +1,7 @@
 """From an experiment's YAML to a finished run folder."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,10 +91,27 @@ def run_experiment(path: Path, overrides: Sequence[str] = (), out: Path = Path("
     return outcome.folder
 
 
-def execute(plan: Plan, out: Path, command_line: Sequence[str] | None = None) -> Outcome:
+def mirror_or_warn(folder: Path) -> None:
+    """Mirror a record; what went wrong there is a warning."""
+    if warning := mirror(folder):
+        say(f"warning: {warning}")
+
+
+def execute(
+    plan: Plan,
+    out: Path,
+    command_line: Sequence[str] | None = None,
+    mirrored: Callable[[Path], object] = mirror_or_warn,
+) -> Outcome:
     """Run a plan in a new folder below `out`, and mirror the record.
 
     An error of the study ends the run, not the caller: it is recorded and returned.
+
+    Args:
+        plan: What to run.
+        out: Folder of the run folders.
+        command_line: For the record; this process's where None.
+        mirrored: Given the closed record, such as to mirror it while something else runs.
 
     Raises:
         RecordError: The record cannot be opened or closed. Without a record nothing runs.
@@ -119,8 +136,8 @@ def execute(plan: Plan, out: Path, command_line: Sequence[str] | None = None) ->
             except RecordError as unwritten:
                 # What ended the run is otherwise lost with the record that should name it.
                 raise unwritten from error
-    if status != "interrupted" and (warning := mirror(writer.folder)):
-        say(f"warning: {warning}")
+    if status != "interrupted":
+        mirrored(writer.folder)
     return Outcome(writer.folder, status, error)
 
 
