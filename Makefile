@@ -17,7 +17,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 demo: install
 	OMP_NUM_THREADS=1 $(BIN)/mechsafety organisms build
-	OMP_NUM_THREADS=1 $(BIN)/mechsafety run experiments/concentration.yaml experiments/locality.yaml experiments/similarity.yaml --out $(RUNS)
+	OMP_NUM_THREADS=1 $(BIN)/mechsafety run experiments/concentration.yaml experiments/similarity.yaml experiments/locality.yaml --out $(RUNS)
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"

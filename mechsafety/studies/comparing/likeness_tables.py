@@ -114,11 +114,12 @@ def add_cosines(
         ("cosine_independent_labels", found.independent_null),
     ):
         add_null(table, metric, drawn[:, at[0], at[1]], "cosine", where)
-    reliable = found.reliability_first[at[0]] * found.reliability_second[at[1]]
-    if bool(reliable > 0):
+    reliable = float(found.reliability_first[at[0]]), float(found.reliability_second[at[1]])
+    # Two that are below 0 would multiply to a ceiling.
+    if min(reliable) > 0:
         table.add(
             "ceiling",
-            float(reliable.sqrt()),
+            (reliable[0] * reliable[1]) ** 0.5,
             n=n,
             unit="root of the product of both reliabilities (prompts)",
             interval=None,

@@ -43,7 +43,7 @@ class TransferSettings(FrozenConfig):
 
     layer: LayerRule = "depth:0.85"
     """Where, in the target, directions are carried to, ablated and added."""
-    forms: tuple[AblationForm, ...] = ("zero",)
+    forms: tuple[AblationForm, ...] = ("zero", "affine")
     """`zero` removes the component everywhere; `affine` sets it to the harmless mean."""
     n: PositiveInt = 40
     """Held-out prompts of each class."""
