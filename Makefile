@@ -16,7 +16,6 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: install
-	OMP_NUM_THREADS=1 $(BIN)/mechsafety organisms build
 	OMP_NUM_THREADS=1 $(BIN)/mechsafety run experiments/concentration.yaml experiments/similarity.yaml experiments/locality.yaml --out $(RUNS)
 
 test: install

@@ -102,7 +102,12 @@ def run(
     from functools import partial
 
     from mechsafety.execution.describing import describe_findings, summary_json
-    from mechsafety.execution.runner import execute, mirror_or_warn, plan_experiment
+    from mechsafety.execution.runner import (
+        build_organisms,
+        execute,
+        mirror_or_warn,
+        plan_experiment,
+    )
     from mechsafety.execution.signals import exit_code
     from mechsafety.records.reading import open_run
 
@@ -112,6 +117,8 @@ def run(
         return _show_plans(plans, out, as_json)
     code = DONE
     summaries: list[dict[str, Any]] = []
+    if len(plans) > 1:
+        build_organisms(plans)
     # A mirror takes one core for seconds; the next experiment need not wait for it.
     with ThreadPoolExecutor(max_workers=1) as mirrors:
         for plan in plans:

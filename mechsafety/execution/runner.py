@@ -1,9 +1,12 @@
 """From an experiment's YAML to a finished run folder."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
+
+from pydantic import BaseModel
 
 from mechsafety.core.config import StudyConfig, apply_overrides, parse_config, read_yaml
 from mechsafety.core.errors import ConfigError, RecordError
@@ -14,6 +17,7 @@ from mechsafety.execution.signals import interruptible, uninterruptible
 from mechsafety.execution.studies import Study, load_study, study_names
 from mechsafety.execution.threads import threads
 from mechsafety.execution.wandb_mirror import mirror
+from mechsafety.models.spec import ModelSpec
 from mechsafety.records.reading import Run
 from mechsafety.records.schema import Status, declared_findings
 from mechsafety.records.store import RunWriter
@@ -89,6 +93,32 @@ def run_experiment(path: Path, overrides: Sequence[str] = (), out: Path = Path("
     if outcome.error is not None:
         raise outcome.error
     return outcome.folder
+
+
+def build_organisms(plans: Sequence[Plan]) -> None:
+    """Train what the experiments ask and the cache lacks, all side by side, before the first."""
+    from mechsafety.organisms.building import build
+    from mechsafety.organisms.recipes import Organism
+
+    names = dict.fromkeys(name for plan in plans for name in _model_ids(plan.config))
+    organisms = [name for name in names if Organism.is_name(name)]
+    if organisms:
+        build(organisms, workers=max(2, *(plan.config.runtime.workers for plan in plans)))
+
+
+def _model_ids(settings: object) -> Iterator[str]:
+    """Every model that the settings name, however deep."""
+    if isinstance(settings, ModelSpec):
+        yield settings.id
+    elif isinstance(settings, BaseModel):
+        for _, value in settings:
+            yield from _model_ids(value)
+    elif isinstance(settings, Mapping):
+        for value in cast("Mapping[object, object]", settings).values():
+            yield from _model_ids(value)
+    elif isinstance(settings, tuple):
+        for value in cast("tuple[object, ...]", settings):
+            yield from _model_ids(value)
 
 
 def mirror_or_warn(folder: Path) -> None:
