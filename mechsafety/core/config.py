@@ -11,11 +11,23 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
 
 from mechsafety.core.errors import ConfigError, did_you_mean
 
 MAX_YAML_BYTES: Final = 1_000_000
+
+CPU_PASS_TOKENS: Final = 2048
+"""Most padded tokens of one forward pass on a CPU: larger passes are slower there (2 × at 16,384,
+measured at d_model 128 and 256), because activations then fall out of its caches."""
 
 
 class FrozenConfig(BaseModel):
@@ -44,9 +56,19 @@ class Runtime(FrozenConfig):
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     """Precision of the weights; `auto` takes the checkpoint's own."""
     batch_tokens: PositiveInt = 16_384
-    """Most padded tokens of one forward pass."""
+    """Most padded tokens of one batch."""
+    pass_tokens: PositiveInt = Field(default_factory=lambda given: pass_tokens_of(given))
+    """Most padded tokens of one forward pass without KV cache. Left out, it is what suits the
+    device, and is written into the record, so that a replay elsewhere batches as this run did."""
     memory_gib: float = 4.0
     """Activations held in memory before they go to shards on disk, in GiB."""
+
+
+def pass_tokens_of(given: Mapping[str, Any]) -> int:
+    """Passes that suit the device: as large as batches may be, or smaller on a CPU."""
+    batch_tokens = given.get("batch_tokens", CPU_PASS_TOKENS)
+    on_cpu = given.get("device") == "cpu" and given.get("device_map") is None
+    return min(batch_tokens, CPU_PASS_TOKENS) if on_cpu else batch_tokens
 
 
 class Wandb(FrozenConfig):
@@ -58,6 +80,8 @@ class Wandb(FrozenConfig):
     """wandb group; a sweep sets its own id."""
     upload_directions: bool = False
     """Directions of models that are not organisms leave the machine only if this is true."""
+    seconds: PositiveFloat = 90.0
+    """Time box of the mirror, in seconds: it is given up afterwards, and the run is not."""
 
 
 class StudyConfig(FrozenConfig):
@@ -75,6 +99,9 @@ class StudyConfig(FrozenConfig):
     """The mirror of the record."""
     completions: Literal["none", "local"] = "none"
     """`local` keeps generated text in the run's `private/`; `none` cannot be re-judged."""
+    token_ids: Literal["hash", "full"] = "hash"
+    """The record holds the SHA-256 of every prompt set's token ids; `full` also keeps the ids
+    themselves in `private/`."""
 
 
 ConfigT = TypeVar("ConfigT", bound=FrozenConfig)

@@ -26,6 +26,7 @@ def open_model(
     device_map: str | None = None,
     probe: bool = True,
     format: ChatFormat | None = None,
+    pass_tokens: int | None = None,
 ) -> Model:
     """Open a folder, a Hugging Face id, a `ModelSpec` or a model in memory, and probe it.
 
@@ -39,6 +40,8 @@ def open_model(
         probe: Compare the model's sites with its own forward pass before anything is measured,
             and keep the report in `Model.probes`. Costs a few forward passes of short prompts.
         format: The chat format that will be used, so that the probes see the same template.
+        pass_tokens: Most padded tokens of one forward pass without KV cache; None: what suits the
+            device. Which prompts share a pass changes the last bits of results.
 
     Raises:
         ModelError: The model cannot be opened.
@@ -53,7 +56,7 @@ def open_model(
     inner = inner_model(hf.eval())
     # A model that was made from a config does not know its own architecture's name.
     inner.config.architectures = inner.config.architectures or [architecture(inner)]
-    model = Model(hf, tokenizer, spec)
+    model = Model(hf, tokenizer, spec, pass_tokens)
     if probe:
         model.probes = probe_model(model, format=format)
         model.probes.refuse_failures(str(spec) if spec else architecture(inner))

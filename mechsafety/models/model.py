@@ -6,12 +6,13 @@ import gc
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mechsafety.core.config import CPU_PASS_TOKENS
 from mechsafety.core.errors import HookError
 from mechsafety.core.sites import ModelDims
 from mechsafety.models.anatomy import anatomy
@@ -26,9 +27,6 @@ from mechsafety.models.wiring import Arrived, Wiring
 
 Keep = Literal["last", "all"]
 
-CPU_TOKENS: Final = 2048
-"""Padded tokens of one forward pass that a CPU's caches still serve well."""
-
 
 class Model:
     """A Hugging Face model with its tokenizer, its sites and what is installed at them.
@@ -37,7 +35,9 @@ class Model:
     twin that shares its parameters, made when heads, neurons or probes first need it.
     """
 
-    def __init__(self, hf: nn.Module, tokenizer: Any, spec: ModelSpec | None) -> None:
+    def __init__(
+        self, hf: nn.Module, tokenizer: Any, spec: ModelSpec | None, most_tokens: int | None = None
+    ) -> None:
         self.hf = hf
         """The clean model. Edits of residual sites are in force on it; use `forward` for all."""
         self.tokenizer = tokenizer
@@ -50,6 +50,7 @@ class Model:
         """What the probes found when the model was opened; None where they were not run."""
         self.wiring = Wiring(hf)
         """What is installed at the moment (`intervene`, `reading`)."""
+        self._most_tokens = most_tokens
         self._prefix_agrees: dict[tuple[int, ...], bool] = {}
 
     @property
@@ -65,10 +66,12 @@ class Model:
     def pass_tokens(self, batch_tokens: int) -> int:
         """Most padded tokens that one forward pass without KV cache should have, of those allowed.
 
-        On a CPU larger passes are slower (2 × at 16,384, measured at d_model 128 and 256),
-        because activations then fall out of its caches. Generation gains from larger batches.
+        What the model was opened with; without it, `CPU_PASS_TOKENS` on a CPU. Generation gains
+        from larger batches.
         """
-        return min(batch_tokens, CPU_TOKENS) if self.device.type == "cpu" else batch_tokens
+        if self._most_tokens is not None:
+            return min(batch_tokens, self._most_tokens)
+        return min(batch_tokens, CPU_PASS_TOKENS) if self.device.type == "cpu" else batch_tokens
 
     def run(
         self, batch: TokenBatch, logits_to_keep: int = 0, after: Prefix | None = None

@@ -99,6 +99,7 @@ def open_arm(model: ModelSpec, runtime: Runtime, chat: ChatFormat, probe: bool) 
         device_map=runtime.device_map,
         probe=probe,
         format=chat,
+        pass_tokens=runtime.pass_tokens,
     )
 
 
