@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mechsafety.core.config import FrozenConfig
 from mechsafety.core.errors import DegenerateDirectionError
-from mechsafety.linalg.subspace import Subspace, orthonormal_basis
+from mechsafety.linalg.subspace import Subspace
 
 
 def difference_in_means(
@@ -67,8 +67,4 @@ class DifferenceInMeans(FrozenConfig):
         harmless: Float[Tensor, "n_harmless d_model"],
     ) -> Subspace:
         """One dimension whose scale is the norm of the mean difference."""
-        shift = difference_in_means(harmful, harmless)
-        return Subspace(
-            basis=orthonormal_basis(shift[None]),
-            scale=shift.double().square().sum().sqrt().to(shift.dtype)[None],
-        )
+        return Subspace.of_vector(difference_in_means(harmful, harmless))

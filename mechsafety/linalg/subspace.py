@@ -39,6 +39,23 @@ class Subspace:
                 f"{off.item():.2g}). Pass them through `orthonormal_basis` first."
             )
 
+    @staticmethod
+    def of_vector(vector: Float[Tensor, " d"], size: float | None = None) -> "Subspace":
+        """The one dimension of a vector, in at least float32.
+
+        Args:
+            vector: Its length counts only where no `size` is given.
+            size: Along it, in activation units; without one the norm of `vector`, summed in
+                float64.
+
+        Raises:
+            DegenerateDirectionError: The vector is zero or not finite.
+        """
+        basis = orthonormal_basis(vector[None])
+        wide = vector.double()
+        norm = wide.square().sum().sqrt() if size is None else wide.new_tensor(size)
+        return Subspace(basis, norm.to(basis.dtype)[None])
+
     @property
     def k(self) -> int:
         """Number of dimensions."""

@@ -55,6 +55,21 @@ def test_a_subspace_of_one_dimension_has_a_vector_in_activation_units() -> None:
     assert (subspace.k, subspace.d) == (1, D)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_the_subspace_of_a_vector_is_that_vector_or_its_direction_at_another_size(
+    generator: torch.Generator, dtype: torch.dtype
+) -> None:
+    vector = (3 * torch.randn(D, generator=generator)).to(dtype)
+    assert float(vector.norm()) > 2
+    wide = vector.to(torch.promote_types(dtype, torch.float32))
+    torch.testing.assert_close(Subspace.of_vector(vector).vector, wide)
+    found = Subspace.of_vector(vector, 0.1)
+    torch.testing.assert_close(found.vector, 0.1 * wide / wide.norm())
+    assert float(found.scale) == float(torch.tensor(0.1, dtype=wide.dtype))
+    with pytest.raises(DegenerateDirectionError, match=r"norms \['0'\]"):
+        Subspace.of_vector(0 * vector, 0.1)
+
+
 def test_a_subspace_of_more_dimensions_has_no_one_vector() -> None:
     subspace = Subspace(basis=torch.eye(D)[:K], scale=torch.ones(K))
     with pytest.raises(SubspaceError, match=f"{K} dimensions for its one vector"):

@@ -26,7 +26,7 @@ from mechsafety.effects.ablation_matrix import Cell, Source, ablate_in
 from mechsafety.effects.added_in import Added, AddedControls, add_in, added_controls
 from mechsafety.effects.target import Target, check_zero_strength, observed_target
 from mechsafety.judges.phrases import PhraseJudge
-from mechsafety.linalg.subspace import Subspace, orthonormal_basis
+from mechsafety.linalg.subspace import Subspace
 from mechsafety.linalg.typed import linalg
 from mechsafety.metrics.matched_controls import draw_norm_matched
 from mechsafety.models.spec import ModelSpec
@@ -180,9 +180,9 @@ def _in_target(job: TransferJob, source: CarriedSource) -> Source:
             "and above 0. Leave out a direction that the map takes to zero, and choose a layer at "
             "which the target's classes differ."
         )
-    scale = torch.tensor([job.own_norm], dtype=torch.float32)
-    basis = orthonormal_basis(direction[None]).float()
-    return Source(source.model, job.site, Subspace(basis, scale))
+    return Source(
+        source.model, job.site, Subspace.of_vector(source.direction.float(), job.own_norm)
+    )
 
 
 def _ablated(

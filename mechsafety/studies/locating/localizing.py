@@ -13,7 +13,7 @@ from mechsafety.core.sites import ResidualSite
 from mechsafety.effects.ablation_matrix import Source
 from mechsafety.effects.selection import Candidates, Selection
 from mechsafety.effects.windows import windows
-from mechsafety.linalg.subspace import Subspace, orthonormal_basis
+from mechsafety.linalg.subspace import Subspace
 from mechsafety.linalg.typed import linalg
 from mechsafety.metrics.matched_controls import draw_norm_matched
 from mechsafety.studies.locating.frame import Behaving, Frame
@@ -185,8 +185,9 @@ def localize(
 
 
 def _source(site: ResidualSite, vector: Tensor) -> Source:
-    norm = linalg.vector_norm(vector)
-    return Source("model", site, Subspace(orthonormal_basis(vector[None]), norm[None]))
+    # In the vector's own precision: records of this study have the last bit of that norm.
+    norm = float(linalg.vector_norm(vector))
+    return Source("model", site, Subspace.of_vector(vector, norm))
 
 
 def _block_inputs(read: Read, position: int) -> dict[ResidualSite, Tensor]:
