@@ -17,6 +17,7 @@ ARMS: Final[dict[str, str]] = {
     "lat_strong": "#882255",
     "noise": "#00876a",
     "lat_layer4": "#b0589a",
+    "dpo": "#442200",
 }
 """The organisms' arms; an arm of another name takes the next of `_MORE`."""
 

@@ -26,3 +26,9 @@ def test_the_ends_of_the_scale_are_the_first_and_last_number_whatever_their_size
 def test_arms_keep_their_colors() -> None:
     assert colors("arm", ["other", "lat"])["lat"] == ARMS["lat"]
     assert colors("arm", ["other"])["other"] not in ARMS.values()
+
+
+def test_every_arm_has_a_color_of_its_own_that_stands_out_from_paper() -> None:
+    assert {"base", "dpo"} < ARMS.keys()
+    assert len({*ARMS.values(), *colors("arm", ["other"]).values()}) == len(ARMS) + 1
+    assert all(1.05 / (_luminance(color) + 0.05) >= 3 for color in ARMS.values())
