@@ -6,6 +6,7 @@ permuted labels, and on halves. Everything after that is cosines (`shared_null`)
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import torch
 from jaxtyping import Float
@@ -14,6 +15,9 @@ from torch import Tensor
 from mechsafety.core.errors import ActivationError, DegenerateDirectionError
 from mechsafety.linalg.typed import linalg
 from mechsafety.metrics.deals import Deals, Plan, varying_layers
+
+LOST: Final = 1e-7
+"""Share of a direction's length times a map's that is rounding, where the map takes it to zero."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,7 @@ class DirectionStack:
         sizes = torch.stack([matrix.double().square().sum().sqrt() for matrix in maps])
         before = linalg.vector_norm(self.whole.double(), dim=1) * sizes.to(self.whole.device)
         after = linalg.vector_norm(found.whole.double(), dim=1)
-        lost = (after <= 1e-7 * before)[:, None]
+        lost = (after <= LOST * before)[:, None]
         return found.mapped(lambda vectors: vectors.masked_fill(lost, 0.0))
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> "DirectionStack":

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from jaxtyping import Float
 from torch import Tensor
@@ -13,6 +12,7 @@ from mechsafety.core.sites import ResidualSite
 from mechsafety.data.prompts import PromptPairs
 from mechsafety.judges.phrases import PhraseJudge
 from mechsafety.linalg.typed import linalg
+from mechsafety.metrics.direction_stacks import LOST
 from mechsafety.models.spec import ModelSpec
 from mechsafety.studies.arms import ArmView, common_refusal_ids, first_of, harmless_inputs
 from mechsafety.studies.comparing.mapping import FittedMap, Place, depth_match
@@ -21,9 +21,6 @@ from mechsafety.studies.comparing.transferring import CarriedSource, TransferJob
 
 Directions = Mapping[str, Float[Tensor, "layer d"]]
 """Each model's direction at every layer, on all prompts of the fit split."""
-LOST: Final = 1e-7
-"""Share of a direction's length times the map's that is rounding, where the map takes it to zero;
-as `DirectionStack.through`."""
 
 
 @dataclass(frozen=True)
