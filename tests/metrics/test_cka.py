@@ -9,7 +9,7 @@ from torch import Tensor
 from mechsafety.core.errors import ActivationError, SampleError
 from mechsafety.metrics.activation_grams import ActivationGrams, Estimator, activation_grams
 from mechsafety.metrics.cka import cka, jackknifed_cka, layer_cka, shuffled_layer_cka
-from mechsafety.metrics.spectral_intervals import LeaveOut, jackknife_groups
+from mechsafety.metrics.spectral_intervals import Groups, LeaveOut, jackknife_groups
 
 N, D_FIRST, D_SECOND = 13, 9, 6
 BOTH: tuple[Estimator, ...] = ("biased", "unbiased")
@@ -83,13 +83,18 @@ def test_half_precision_with_a_large_mean_loses_no_digits(generator: torch.Gener
     assert far == pytest.approx(cka(first, second, "unbiased"), abs=1e-7)
 
 
+def left_out(generator: torch.Generator) -> tuple[Groups, LeaveOut]:
+    """Groups of the prompts, and what leaving each out leaves."""
+    groups = jackknife_groups(N, N, 5, generator)
+    return groups, LeaveOut.of(groups, groups.harmful, torch.zeros(1, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("estimator", BOTH)
 def test_replicates_leave_out_their_group_and_differences_are_paired(
     generator: torch.Generator, estimator: Estimator
 ) -> None:
     first, second = related(generator)
-    groups = jackknife_groups(N, N, 5, generator)
-    leave_out = LeaveOut.of(groups, groups.harmful, first)
+    groups, leave_out = left_out(generator)
     found = jackknifed_cka(first, second, estimator, leave_out)
     assert found.value == pytest.approx(cka(first, second, estimator))
     for group in range(groups.n_groups):
@@ -126,8 +131,7 @@ def test_every_cell_is_that_of_its_two_layers_alone(
     generator: torch.Generator, estimator: Estimator
 ) -> None:
     first, second = layered(generator)
-    groups = jackknife_groups(N, N, 5, generator)
-    leave_out = LeaveOut.of(groups, groups.harmful, first)
+    _, leave_out = left_out(generator)
     one, other = grams(first, second, estimator, leave_out)
     found = layer_cka(one, other)
     assert found.value.shape == (3, 2)
@@ -149,9 +153,7 @@ def test_prompts_in_another_order_are_the_null_of_no_relation(
     generator: torch.Generator, estimator: Estimator
 ) -> None:
     first, second = layered(generator)
-    groups = jackknife_groups(N, N, 5, generator)
-    leave_out = LeaveOut.of(groups, groups.harmful, first)
-    one, other = grams(first, second, estimator, leave_out)
+    one, other = grams(first, second, estimator, left_out(generator)[1])
     value = layer_cka(one, other).value
     null = shuffled_layer_cka(one, other, 400, torch.Generator().manual_seed(6))
     order = torch.randperm(N, generator=torch.Generator().manual_seed(6))
@@ -171,9 +173,7 @@ def test_a_layer_where_nothing_varies_is_nan_and_the_others_are_untouched(
     whole = layer_cka(*grams(first, second)).value
     first[:, 1] = 100 * gaussian(generator, D_FIRST)
     assert bool((first[:, 1] != first[:, 1].mean(0)).any())  # the same, but not their mean
-    groups = jackknife_groups(N, N, 5, generator)
-    leave_out = LeaveOut.of(groups, groups.harmful, first)
-    found = layer_cka(*grams(first, second, leave_out=leave_out))
+    found = layer_cka(*grams(first, second, leave_out=left_out(generator)[1]))
     assert found.value[1].isnan().all()
     torch.testing.assert_close(found.value[[0, 2]], whole[[0, 2]])
     with pytest.raises(ActivationError, match=r"the same for every prompt"):
@@ -188,9 +188,8 @@ def test_a_layer_where_only_one_group_varies_has_no_replicate_without_it(
     generator: torch.Generator,
 ) -> None:
     first, second = layered(generator)
-    groups = jackknife_groups(N, N, 5, generator)
+    groups, leave_out = left_out(generator)
     first[groups.harmful != 3, 1] = 100 * gaussian(generator, D_FIRST)
-    leave_out = LeaveOut.of(groups, groups.harmful, first)
     found = layer_cka(*grams(first, second, leave_out=leave_out))
     without = found.replicates.isnan().all(-1)
     assert without.nonzero().tolist() == [[3, 1]]
@@ -204,12 +203,11 @@ def test_a_massive_prompt_costs_the_replicate_without_it_no_digits(
     generator: torch.Generator, estimator: Estimator
 ) -> None:
     first, second = layered(generator)
-    groups = jackknife_groups(N, N, 5, generator)
+    groups, leave_out = left_out(generator)
     others = groups.harmful != 2
     expected = layer_cka(*grams(first[others], second[others], estimator)).value
     for rows in (first, second):
         rows[groups.harmful == 2, :, 3] += 1e6
-    leave_out = LeaveOut.of(groups, groups.harmful, first)
     found = layer_cka(*grams(first, second, estimator, leave_out))
     assert float(found.value.min()) > 0.999  # it is all that the others see
     torch.testing.assert_close(found.replicates[2], expected, atol=1e-12, rtol=0)
@@ -232,8 +230,7 @@ def test_what_cannot_be_compared_is_refused(generator: torch.Generator) -> None:
 
 def test_matrices_of_other_samples_or_estimators_are_refused(generator: torch.Generator) -> None:
     first, second = layered(generator)
-    groups = jackknife_groups(N, N, 5, generator)
-    leave_out = LeaveOut.of(groups, groups.harmful, first)
+    groups, leave_out = left_out(generator)
     turned = LeaveOut.of(groups, groups.harmful.flip(0), first)
     one = activation_grams(first, "unbiased", leave_out)
     with pytest.raises(ActivationError, match=r"13 prompts on one side and 12.*one list"):

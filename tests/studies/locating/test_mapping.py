@@ -32,7 +32,8 @@ def test_either_search_chooses_what_the_complete_map_does(ssft: Ran, mode: Mode)
         again = select(job)
     finally:
         let_go()
-    assert again.chosen == kept.chosen == found.choice(again) != None  # noqa: E711
+    assert again.chosen is not None
+    assert again.chosen == kept.chosen == found.choice(again)
     columns = [found.candidates.sites.index(site) for site in candidates.sites]
     full = found.scores.bypass[:, :, columns]
     scored = ~again.scores.bypass.isnan()
