@@ -1,17 +1,15 @@
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-# Reason: the stubs of PyYAML's loader leave its events and constructors untyped.
 """Frozen settings: read from YAML, checked by pydantic, hashed, and refused with advice."""
 
+import copy
 import hashlib
 import json
-import types
-import typing
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar, cast
+from typing import Annotated, Any, Final, Literal, TypeVar, cast
 
-import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -19,15 +17,51 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    WithJsonSchema,
 )
 
-from mechsafety.core.errors import ConfigError, did_you_mean
+from mechsafety.core.config_faults import describe_faults, truths_read_as_numbers
+from mechsafety.core.errors import ConfigError, printable
+from mechsafety.core.plain_yaml import MAX_DEPTH, plain_yaml
 
-MAX_YAML_BYTES: Final = 1_000_000
+MAX_YAML_BYTES: Final = 250_000
+"""The longest experiment here has 8,000. Whatever they hold, as many are read in a second or so."""
+
+MAX_NAME: Final = 100
+"""Characters of a name: with what is appended to it, few enough for a file's."""
+
+# Written so that Python and the editors' JavaScript read it alike.
+_NAME: Final = r"^(?!\.{1,2}$)[^/\\\x00-\x1f\x7f]+$"
 
 CPU_PASS_TOKENS: Final = 2048
 """Most padded tokens of one forward pass on a CPU: larger passes are slower there (2 × at 16,384,
 measured at d_model 128 and 256), because activations then fall out of its caches."""
+
+
+def _checked_name(name: str) -> str:
+    if not name.strip():
+        raise ValueError("a name has at least one letter or digit")
+    if len(name) > MAX_NAME:
+        raise ValueError(f"a name has at most {MAX_NAME} characters, and this one has {len(name)}")
+    if not re.search(_NAME, name) or not name.isprintable():
+        raise ValueError(
+            "names become names of files and tensors in the run folder, so that they hold no "
+            "slash or backslash and no invisible characters, and are not '.' or '..'. Write a "
+            "name such as lat_strong"
+        )
+    return name
+
+
+Name = Annotated[
+    str,
+    AfterValidator(_checked_name),
+    # Under `allOf`, a pattern stays one of the key where names are keys.
+    WithJsonSchema(
+        {"type": "string", "minLength": 1, "maxLength": MAX_NAME, "allOf": [{"pattern": _NAME}]}
+    ),
+]
+"""A name that an experiment gives: of a model, an arm, or a finding. It may become part of a name
+inside the run folder, and leads nowhere else."""
 
 
 class FrozenConfig(BaseModel):
@@ -60,7 +94,7 @@ class Runtime(FrozenConfig):
     pass_tokens: PositiveInt = Field(default_factory=lambda given: pass_tokens_of(given))
     """Most padded tokens of one forward pass without KV cache. Left out, it is what suits the
     device, and is written into the record, so that a replay elsewhere batches as this run did."""
-    memory_gib: float = 4.0
+    memory_gib: PositiveFloat = 4.0
     """Activations held in memory before they go to shards on disk, in GiB."""
 
 
@@ -87,7 +121,7 @@ class Wandb(FrozenConfig):
 class StudyConfig(FrozenConfig):
     """What every study's YAML has beside its own keys."""
 
-    study: str
+    study: Name
     """Name of the study: a file of `mechsafety/studies/`."""
     title: str | None = None
     """Heading of the report; None: the study's name."""
@@ -113,50 +147,30 @@ def config_hash(config: FrozenConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases (a few bytes of them can expand to gigabytes) or repeated keys."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.events.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise ConfigError(
-                f"line {mark.line + 1}: YAML aliases (*name) are not read in experiments, because "
-                "a few bytes of them can expand to gigabytes. Write the value out."
-            )
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[object] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key in seen:
-                raise ConfigError(
-                    f"line {key_node.start_mark.line + 1}: key '{key}' appears twice; YAML would "
-                    "silently keep the last. Remove one."
-                )
-            if isinstance(key, str):
-                seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        ConfigError: Missing, too large, not YAML, not a mapping, or with aliases.
+        ConfigError: Missing, too large, not YAML, not a mapping, or as `plain_yaml`.
     """
     try:
-        if path.stat().st_size > MAX_YAML_BYTES:
-            raise ConfigError(f"reading {path}: {path.stat().st_size} bytes is no experiment.")
-        loaded: object = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
+        # Of a pipe or a device the size is not known before it is read.
+        with path.open("rb") as file:
+            content = file.read(MAX_YAML_BYTES + 1)
+        if len(content) > MAX_YAML_BYTES:
+            raise ConfigError(f"more than {MAX_YAML_BYTES:,} bytes are no experiment.")
+        loaded = plain_yaml(content.decode("utf-8"))
     except ConfigError as error:
         raise ConfigError(f"reading {path}: {error}") from None
     except FileNotFoundError:
         raise ConfigError(f"reading the experiment: there is no file {path}.") from None
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"reading the experiment {path}: byte {error.start + 1} is not UTF-8 "
+            f"({error.reason}). Save the file as UTF-8."
+        ) from None
+    except (OSError, ValueError) as error:
         raise ConfigError(f"reading the experiment {path}: {error}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"reading {path}: it is not valid YAML: {error}") from None
     if not isinstance(loaded, dict):
         raise ConfigError(
             f"reading {path}: expected keys and values such as 'study: concentration', and got "
@@ -171,21 +185,24 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
     Raises:
         ConfigError: An override without `=`, or one that goes through a value.
     """
-    merged: dict[str, Any] = json.loads(json.dumps(raw, default=str))
+    merged = dict(copy.deepcopy(raw))
     for override in overrides:
         key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--set {override}: expected key=value, such as --set seed=1.")
-        try:
-            value: object = yaml.load(text, Loader=_PlainLoader) if text else None
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {override}: the value is not valid YAML: {error}") from None
+        told = f"--set {printable(override)}"
         *path, last = key.split(".")
+        if not equals or not all((*path, last)):
+            raise ConfigError(f"{told}: expected key=value, such as --set seed=1.")
+        if len(path) >= MAX_DEPTH:
+            raise ConfigError(f"{told}: goes down {len(path)} levels; no experiment has as many.")
+        try:
+            value = plain_yaml(text) if text else None
+        except ConfigError as error:
+            raise ConfigError(f"{told}: {error}") from None
         at = merged
         for name in path:
             step = at.setdefault(name, {})
             if not isinstance(step, dict):
-                raise ConfigError(f"--set {override}: '{name}' holds a value, not further keys.")
+                raise ConfigError(f"{told}: '{printable(name)}' holds a value, not further keys.")
             at = cast("dict[str, Any]", step)
         at[last] = value
     return merged
@@ -199,105 +216,11 @@ def parse_config(cls: type[ConfigT], raw: Mapping[str, Any], source: str) -> Con
             unknown key the nearest legal one.
     """
     try:
-        return cls.model_validate(raw)
+        config = cls.model_validate(raw)
     except ValidationError as error:
-        faults = [_describe(cls, raw, dict(fault)) for fault in error.errors()]
-        shown = faults[:8]
-        if len(faults) > len(shown):
-            shown.append(f"… and {len(faults) - len(shown)} more")
-        raise ConfigError(f"{source}: " + "\n  ".join(shown)) from None
-
-
-def _describe(cls: type[BaseModel], raw: Mapping[str, Any], fault: dict[str, Any]) -> str:
-    path = _written_path(raw, fault["loc"])
-    key = ".".join(map(str, path))
-    if fault["type"] == "extra_forbidden":
-        legal = _legal_keys(cls, raw, path[:-1])
-        hint = did_you_mean(str(path[-1]), legal) if legal else ""
-        return f"unknown key '{key}'. {hint}".rstrip()
-    if fault["type"] == "missing":
-        return f"key '{key}' is missing and has no default."
-    context = fault.get("ctx", {})
-    if fault["type"] in ("union_tag_not_found", "union_tag_invalid"):
-        # Pydantic quotes the key that tells the members of a union apart.
-        tagged = f"{key}.{context['discriminator'].strip(chr(39))}"
-        if fault["type"] == "union_tag_not_found":
-            tags = ", ".join(_tags(cls, raw, path, tagged.rpartition(".")[2]))
-            return f"key '{tagged}' is missing; it says which kind '{key}' is. One of: {tags}."
-        tags = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
-        return f"key '{tagged}': unknown '{context['tag']}'. {did_you_mean(context['tag'], tags)}"
-    # Errors of our own validators are sentences already.
-    told = fault["msg"].removeprefix("Value error, ")
-    if not path:
-        return f"{told}."
-    arrived = repr(fault.get("input"))
-    arrived = arrived if len(arrived) <= 80 else arrived[:77] + "…"
-    return f"key '{key}': {told}. Got {arrived}."
-
-
-def _written_path(raw: object, loc: Sequence[str | int]) -> list[str | int]:
-    """`loc` without the names of union members, which pydantic adds and nobody wrote."""
-    path: list[str | int] = []
-    at = raw
-    for depth, part in enumerate(loc):
-        is_last = depth == len(loc) - 1
-        if isinstance(at, Mapping) and part in at:
-            at = cast("Mapping[Any, object]", at)[part]
-        elif isinstance(at, list) and isinstance(part, int) and part < len(cast("list[Any]", at)):
-            at = cast("list[object]", at)[part]
-        elif not is_last:
-            continue
-        elif not isinstance(at, Mapping):
-            # A value that fits no member of a union: the last part names a member or a type.
-            continue
-        path.append(part)
-    return path
-
-
-def _legal_keys(cls: type[BaseModel], raw: object, path: Sequence[object]) -> set[str]:
-    """Keys of the settings class that lies at `path`, or of all where the input selects none."""
-    return {name for model in _models_at(cls, raw, path) for name in model.model_fields}
-
-
-def _tags(cls: type[BaseModel], raw: object, path: Sequence[object], tag: str) -> list[str]:
-    """What the key `tag` may say at `path`, in the order of the union's members."""
-    fields = [model.model_fields[tag] for model in _models_at(cls, raw, path)]
-    return [str(value) for field in fields for value in typing.get_args(field.annotation)]
-
-
-def _models_at(cls: type[BaseModel], raw: object, path: Sequence[object]) -> list[type[BaseModel]]:
-    here, at = [cls], raw
-    for part in path:
-        fields = [model.model_fields.get(str(part)) for model in here]
-        below = [m for f in fields if f is not None for m in _models_in(f.annotation)]
-        at = _item(at, part)
-        # A list index or a mapping's key names no field: the models stay the same.
-        below = list(dict.fromkeys(below or here))
-        here = [model for model in below if _is_selected(model, at)] or below
-    return here
-
-
-def _item(at: object, part: object) -> object:
-    if isinstance(at, Mapping):
-        return cast("Mapping[object, object]", at).get(part)
-    if isinstance(at, list) and isinstance(part, int):
-        return cast("list[object]", at)[part]
-    return None
-
-
-def _is_selected(model: type[BaseModel], at: object) -> bool:
-    """Whether no `Literal` key of `at`, such as `source: files`, says that it is another class."""
-    if not isinstance(at, Mapping):
-        return True
-    given = cast("Mapping[object, object]", at)
-    return all(
-        given[name] in typing.get_args(field.annotation)
-        for name, field in model.model_fields.items()
-        if name in given and typing.get_origin(field.annotation) is Literal
-    )
-
-
-def _models_in(annotation: object) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        return [annotation] if issubclass(annotation, BaseModel) else []
-    return [model for part in typing.get_args(annotation) for model in _models_in(part)]
+        faults = describe_faults(cls, raw, error)
+    else:
+        faults = truths_read_as_numbers(config, raw)
+        if not faults:
+            return config
+    raise ConfigError(f"{source}: " + "\n  ".join(faults))

@@ -93,6 +93,32 @@ class SelfCheckError(MechsafetyError):
 def did_you_mean(word: str, legal: Iterable[str]) -> str:
     """The clause that an error ends with: the nearest legal word, if any, and all of them."""
     words = sorted(set(legal))
-    nearest = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
-    suggestion = f"Did you mean '{nearest[0]}'? " if nearest else ""
+    near = nearest(word, words)
+    suggestion = f"Did you mean '{near}'? " if near is not None else ""
     return f"{suggestion}Expected one of: {', '.join(words)}."
+
+
+def nearest(word: str, legal: Iterable[str]) -> str | None:
+    """The legal word that was probably meant, if one was."""
+    words = sorted(set(legal))
+    # Comparing takes the product of the lengths, and what arrives may be a whole file.
+    near = difflib.get_close_matches(word[:100], words, n=1, cutoff=0.6)
+    # Of two letters, swapped ones have too little in common for a close match.
+    swapped = [one for one in words if sorted(one) == sorted(word[:100])]
+    return next(iter(near or swapped), None)
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """What arrived, as an error quotes it: on one line, printable, at most `limit` characters."""
+    return _cut(repr(value), limit)
+
+
+def printable(text: str, limit: int = 80) -> str:
+    """Text that a file or a user wrote, as a part of an error; `shown` without the quotes."""
+    # The rest need not be escaped to be cut off.
+    escaped = (c if c.isprintable() else repr(c)[1:-1] for c in text[: limit + 1])
+    return _cut("".join(escaped), limit)
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

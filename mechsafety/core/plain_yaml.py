@@ -1,0 +1,119 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# Reason: the stubs of PyYAML's loader leave its events and constructors untyped.
+"""YAML as experiments use it: keys that are text, plain values, and nothing that expands."""
+
+from typing import Any, Final, cast
+
+import yaml
+
+from mechsafety.core.errors import ConfigError, printable, shown
+
+MAX_VALUES: Final = 10_000
+"""Keys and values of one text; the longest experiment here has 500. PyYAML reads about 15,000 a
+second."""
+
+MAX_DEPTH: Final = 40
+"""Levels of nesting; experiments have up to 6. Reading goes down recursively."""
+
+MAX_INTEGER: Final = 2**63 - 1
+"""Beyond it, arithmetic with floats overflows, and Python refuses to write an integer out."""
+
+_TAG: Final = "tag:yaml.org,2002:"
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Scalars, lists and mappings of YAML 1.1; dates stay text, as every other word does."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 # PyYAML's own, without two of them
+        first: [
+            (tag, shape) for tag, shape in known if tag not in (f"{_TAG}timestamp", f"{_TAG}value")
+        ]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+        self._values = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = cast("Any", self.peek_event())
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.events.AliasEvent):
+            raise ConfigError(
+                f"line {line}: YAML aliases (*name) are not read in experiments, because a few "
+                "bytes of them can expand to gigabytes. Write the value out."
+            )
+        if getattr(event, "tag", None) is not None:
+            raise ConfigError(
+                f"line {line}: YAML tags ({printable(event.tag)}) are not read in experiments: a "
+                "value is what it looks like. Leave the tag out, and put text in quotes."
+            )
+        self._values += 1
+        if self._values > MAX_VALUES:
+            raise ConfigError(
+                f"line {line}: more than {MAX_VALUES:,} keys and values are no experiment. Put "
+                "long lists into files of their own."
+            )
+        if self._depth == MAX_DEPTH:
+            raise ConfigError(
+                f"line {line}: more than {MAX_DEPTH} levels of nesting are no experiment. Look for "
+                "a bracket or an indent that is never closed."
+            )
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            line = key_node.start_mark.line + 1
+            if key_node.tag == f"{_TAG}merge":
+                raise ConfigError(
+                    f"line {line}: merge keys (<<) are not read in experiments. Write the keys out."
+                )
+            key = cast("object", self.construct_object(key_node, deep=True))
+            if not isinstance(key, str):
+                raise ConfigError(
+                    f"line {line}: the key {shown(key)} is no text: YAML reads numbers, null, and "
+                    "the words yes, no, on and off as values. Put it in quotes."
+                )
+            if key in seen:
+                raise ConfigError(
+                    f"line {line}: key {shown(key)} appears twice; YAML would silently keep the "
+                    "last. Remove one."
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        number: int = super().construct_yaml_int(node)
+        if abs(number) > MAX_INTEGER:
+            raise ConfigError(
+                f"line {node.start_mark.line + 1}: {printable(node.value)} is larger than any "
+                f"number of an experiment ({MAX_INTEGER:.1e})."
+            )
+        return number
+
+
+_PlainLoader.add_constructor(f"{_TAG}int", _PlainLoader.construct_yaml_int)
+
+
+def plain_yaml(text: str) -> object:
+    """What a YAML text says: text, numbers, truth values, null, and lists and mappings of these.
+
+    Raises:
+        ConfigError: Not YAML, or with aliases, tags, merge keys, repeated keys, keys that are no
+            text, more than `MAX_VALUES` values or `MAX_DEPTH` levels; names the line.
+    """
+    try:
+        return yaml.load(text, Loader=_PlainLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}: " if mark else ""
+        told = " ".join(part for part in (error.context, error.problem) if part)
+        raise ConfigError(f"{where}it is not valid YAML: {printable(told, 300)}.") from None
+    except (yaml.YAMLError, ValueError) as error:
+        told = printable(" ".join(str(error).split()), 300)
+        raise ConfigError(f"it is not valid YAML: {told}.") from None

@@ -1,0 +1,149 @@
+"""Nothing that a YAML text can say expands, hides, or takes longer than a few seconds to refuse."""
+
+import contextlib
+import time
+import tracemalloc
+
+import pytest
+
+from mechsafety.core.config import MAX_YAML_BYTES
+from mechsafety.core.errors import ConfigError
+from mechsafety.core.plain_yaml import MAX_DEPTH, MAX_INTEGER, MAX_VALUES, plain_yaml
+
+MANY = MAX_YAML_BYTES
+
+
+def _refused(text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        plain_yaml(text)
+    assert len(str(caught.value)) < 600
+    assert str(caught.value).isprintable()
+    return str(caught.value)
+
+
+def test_plain_values_are_read_as_yaml_reads_them() -> None:
+    text = "a: {b: [1, -2.5, .inf, yes, null, ~, '5', \"\\u00e9\"]}\nc: |\n  two\n  lines\n"
+    assert plain_yaml(text) == {
+        "a": {"b": [1, -2.5, float("inf"), True, None, None, "5", "é"]},
+        "c": "two\nlines\n",
+    }
+    assert plain_yaml("") is None
+
+
+def test_dates_and_signs_stay_text() -> None:
+    assert plain_yaml("[2026-02-31, 2024-07-26, 2024-07-26 10:00:00, =]") == [
+        "2026-02-31",
+        "2024-07-26",
+        "2024-07-26 10:00:00",
+        "=",
+    ]
+
+
+def test_a_billion_laughs_are_refused_before_they_expand() -> None:
+    lines = ["a0: &a0 [" + ", ".join(["ha"] * 10) + "]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
+    tracemalloc.start()
+    started = time.process_time()
+    message = _refused("\n".join(lines))
+    seconds, peak = time.process_time() - started, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert message.startswith("line 2: YAML aliases")
+    assert seconds < 1
+    assert peak < 5_000_000  # 10⁹ words would be gigabytes
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: &b {x: 1}\nuse:\n  <<: *b\n", "line 3: YAML aliases"),
+        ("use:\n  <<: {x: 1}\n", "line 2: merge keys"),
+        ("a: &x\n  b: *x\n", "line 2: YAML aliases"),
+        ("a: !!python/object/apply:os.system [ls]\n", "line 1: YAML tags .*python"),
+        ("a: !!binary aGk=\n", "line 1: YAML tags"),
+        ("a: !!set {x}\n", "line 1: YAML tags"),
+        ("a: !mine x\n", "line 1: YAML tags"),
+        (f"!{'x' * 10_000} y", "line 1: YAML tags"),
+        ("1: x\n", "line 1: the key 1 is no text.*quotes"),
+        ("a:\n  on: x\n", "line 2: the key True is no text.*on and off"),
+        ("? [a, b]\n: x\n", r"line 1: the key \['a', 'b'\] is no text"),
+        ("? {a: b}\n: x\n", "line 1: the key .* is no text"),
+        ("~: x\n", "line 1: the key None is no text"),
+        ("a: 1\n'a': 2\n", "line 2: key 'a' appears twice"),
+        (f"{'k' * 1000}: 1\n{'k' * 1000}: 2\n", "line 2: key 'kkk.*… appears twice"),
+        ("a: 1\n---\nb: 2\n", "not valid YAML"),
+        ("a:\n\t- 1\n", "line 2: .*not valid YAML"),
+        ("a: [1\n", "not valid YAML"),
+        ("a: 'x\n", "not valid YAML"),
+        ("a: \0\n", "not valid YAML"),
+        ("a: \x1b[31m\n", "not valid YAML"),
+        ("a: %x\n", "not valid YAML"),
+        (f"a: {MAX_INTEGER + 1}\n", "line 1: 9223372036854775808 is larger than any"),
+        (f"a: 0x{'f' * 100_000}\n", "line 1: 0xfff.*… is larger than any"),
+        (f"a: {'9' * 5000}\n", "not valid YAML: Exceeds the limit"),
+    ],
+)
+def test_what_experiments_do_not_need_is_refused_with_its_line(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plain_yaml(text)
+    _refused(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: " + "[" * 10_000 + "]" * 10_000,
+        "[" * MANY,
+        "{a: " * 10_000,
+        "- " * 10_000,
+        "? " * 10_000,
+        "\n".join(f"{' ' * depth}a:" for depth in range(1_000)),
+    ],
+    ids=lambda text: text[:4].strip(),
+)
+def test_deep_nesting_is_refused_at_once(text: str) -> None:
+    started = time.process_time()
+    assert f"more than {MAX_DEPTH} levels" in _refused(text)
+    assert time.process_time() - started < 2
+    inner = "x"
+    for _ in range(MAX_DEPTH - 1):
+        inner = f"[{inner}]"
+    assert plain_yaml(inner)  # as deep as is allowed
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" + "x," * (MANY // 2),
+        "- x\n" * (MANY // 4),
+        "".join(f"k{i}: 1\n" for i in range(MANY // 12)),
+        "[" + "[]," * (MANY // 3),
+        "[" + "{}," * (MANY // 3),
+    ],
+    ids=["words", "lines", "keys", "lists", "mappings"],
+)
+def test_as_many_bytes_of_values_is_refused_when_they_are_too_many(text: str) -> None:
+    started = time.process_time()
+    assert f"more than {MAX_VALUES:,} keys and values" in _refused(text)
+    assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x" * MANY,
+        "'" + "x" * MANY,
+        "#" * MANY,
+        "\n" * MANY,
+        "x " * (MANY // 2),
+        "|\n" + " x\n" * (MANY // 3),
+        "%" * MANY,
+        "&" + "a" * MANY,
+        '"' + "\\" * MANY,
+    ],
+    ids=lambda text: repr(text[:3]),
+)
+def test_as_many_bytes_of_anything_else_ends_too(text: str) -> None:
+    started = time.process_time()
+    with contextlib.suppress(ConfigError):
+        plain_yaml(text)
+    assert time.process_time() - started < 2
