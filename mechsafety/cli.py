@@ -24,6 +24,8 @@ organisms_app = typer.Typer(
     help="Tiny models with known behavior, trained here.", no_args_is_help=True
 )
 app.add_typer(organisms_app, name="organisms")
+wandb_app = typer.Typer(help="The mirror of a record.", no_args_is_help=True)
+app.add_typer(wandb_app, name="wandb")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable line, last.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -45,7 +47,7 @@ def _command(body: Callable[P, int]) -> Callable[P, None]:
     def command(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             code = body(*args, **kwargs)
-        except typer.Exit:
+        except (typer.Exit, typer.BadParameter):
             raise
         except KeyboardInterrupt as error:
             from mechsafety.execution.signals import exit_code
@@ -82,8 +84,9 @@ def _emit(value: Any) -> None:
 @_command
 def run(
     experiments: Annotated[
-        list[Path], typer.Argument(metavar="EXPERIMENT.yaml", help="What to run, in order.")
-    ],
+        list[Path] | None,
+        typer.Argument(metavar="EXPERIMENT.yaml...", help="What to run, in order."),
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -91,6 +94,13 @@ def run(
         ),
     ] = None,
     out: Out = Path("runs"),
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Go on with a run that did not complete, in its folder."),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Compute everything, even what was done before.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the filled-in config and make nothing.")
     ] = False,
@@ -103,16 +113,27 @@ def run(
 
     from mechsafety.execution.describing import describe_findings, summary_json
     from mechsafety.execution.runner import (
+        How,
         build_organisms,
         execute,
         mirror_or_warn,
         plan_experiment,
+        plan_of,
     )
     from mechsafety.execution.signals import exit_code
     from mechsafety.records.reading import open_run
 
+    resumed = None if resume is None else open_run(resume)
+    if (resumed is None) == (not experiments) or (resumed is not None and overrides):
+        raise typer.BadParameter(
+            "give experiments, or --resume RUN alone: a run goes on with the config it began with."
+        )
     # All are checked before the first starts: a typo in the last must not cost a night.
-    plans = [plan_experiment(path, overrides or ()) for path in experiments]
+    plans = (
+        [plan_experiment(path, overrides or ()) for path in experiments or ()]
+        if resumed is None
+        else [plan_of(resumed)]
+    )
     if dry_run:
         return _show_plans(plans, out, as_json)
     code = DONE
@@ -121,12 +142,17 @@ def run(
         build_organisms(plans)
     # A mirror takes one core for seconds; the next experiment need not wait for it.
     with ThreadPoolExecutor(max_workers=1) as mirrors:
+        mirrored = partial(mirrors.submit, mirror_or_warn)
+        how = How(sys.argv, mirrored, cached=not fresh, resume=resumed)
         for plan in plans:
-            outcome = execute(plan, out, sys.argv, partial(mirrors.submit, mirror_or_warn))
+            outcome = execute(plan, out, how)
             done = open_run(outcome.folder)
             summaries.append(summary_json(done))
             if outcome.status == "interrupted":
-                print(f"interrupted; what was recorded is in {outcome.folder}", file=sys.stderr)
+                print(
+                    f"interrupted; `mechsafety run --resume {outcome.folder}` goes on",
+                    file=sys.stderr,
+                )
                 code = exit_code(outcome.error)
                 break
             if outcome.error is not None:
@@ -159,6 +185,37 @@ def _show_plans(plans: list[Any], out: Path, as_json: bool) -> int:
 
 @app.command()
 @_command
+def replay(
+    run_folder: RunFolder,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder that holds the replay. Default: beside the record."),
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Run a record again in a fresh process and compare (exit 0 same, 1 different, 2 cannot)."""
+    from dataclasses import asdict
+
+    from mechsafety.execution.describing import describe_comparison
+    from mechsafety.execution.replaying import replay as replay_run
+    from mechsafety.records.reading import open_run
+
+    done = replay_run(open_run(run_folder), out)
+    if as_json:
+        found = None if done.comparison is None else asdict(done.comparison)
+        _emit({"same": done.same, "replay": done.folder, "error": done.error, "compared": found})
+    elif done.comparison is None:
+        print(f"the replay failed, as its record did not: {done.error}")
+    else:
+        print(describe_comparison(done.comparison))
+    if not as_json:
+        print(done.folder)
+    return DONE if done.same else FAILED
+
+
+@app.command()
+@_command
 def show(run_folder: RunFolder, as_json: Json = False, debug: Debug = False) -> int:
     """Show a run's findings, status and parts."""
     from mechsafety.execution.describing import describe, summary_json
@@ -177,6 +234,15 @@ def show(run_folder: RunFolder, as_json: Json = False, debug: Debug = False) -> 
 def runs(
     study: Annotated[str | None, typer.Option(help="Only runs of this study.")] = None,
     status: Annotated[str | None, typer.Option(help="Only runs with this status.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Only runs of a model whose name contains this.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="DATE", help="Only runs opened on this day or later.")
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="DATE", help="Only runs opened on this day or earlier.")
+    ] = None,
     out: Out = Path("runs"),
     as_json: Json = False,
     debug: Debug = False,
@@ -185,9 +251,9 @@ def runs(
     import dataclasses
 
     from mechsafety.execution.describing import describe_runs
-    from mechsafety.records.reading import list_runs
+    from mechsafety.records.listing import Filter, list_runs
 
-    found = list_runs(out, study, status)
+    found = list_runs(out, Filter(study, status, model, since, until))
     if as_json:
         _emit({"runs": [dataclasses.asdict(summary) for summary in found]})
     else:
@@ -241,6 +307,67 @@ def verify(run_folder: RunFolder, as_json: Json = False, debug: Debug = False) -
             print(f"{name}: purged")
         print(f"{found.checked} files checked: {'intact' if found.intact else 'NOT intact'}")
     return DONE if found.intact else FAILED
+
+
+@app.command()
+@_command
+def rejudge(
+    run_folder: RunFolder,
+    phrases: Annotated[
+        str | None, typer.Option(help="List of refusal phrases. Default: the run's own judge.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Judge the answers that a run kept again, and list the verdicts that flip."""
+    from dataclasses import asdict
+
+    from mechsafety.execution.describing import describe_rejudged
+    from mechsafety.execution.rejudging import rejudge as rejudge_run
+    from mechsafety.records.reading import open_run
+
+    found = rejudge_run(open_run(run_folder), phrases)
+    if as_json:
+        _emit(asdict(found))
+    else:
+        print(describe_rejudged(found))
+    return DONE
+
+
+@app.command()
+@_command
+def purge(run_folder: RunFolder, as_json: Json = False, debug: Debug = False) -> int:
+    """Delete the answers and token ids that a run kept in private/; the record stays intact."""
+    from mechsafety.records.completions import purge as purge_run
+    from mechsafety.records.reading import open_run
+
+    names = purge_run(open_run(run_folder))
+    if as_json:
+        _emit({"purged": names})
+    else:
+        print("\n".join([*(f"{name}: deleted" for name in names), f"{len(names)} files purged"]))
+    return DONE
+
+
+@wandb_app.command("sync")
+@_command
+def wandb_sync(
+    run_folder: RunFolder,
+    mode: Annotated[
+        str | None, typer.Option(help="offline or online; default: as the run.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Make the wandb mirror of a record anew."""
+    from mechsafety.execution.wandb_mirror import sync
+
+    done = sync(run_folder, mode)
+    if as_json:
+        _emit({"mirror": done.folder, "mode": done.mode})
+    else:
+        print(done.folder)
+    return DONE
 
 
 @app.command()

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -7,6 +7,14 @@ import torch
 from mechsafety.organisms.building import resolve
 
 FIXTURES = Path(__file__).parent / "fixtures" / "organisms_small"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def stages_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Finished work of tests stays with them: a run of theirs finds none of the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MECHSAFETY_STAGES", str(tmp_path_factory.mktemp("stages")))
+        yield
 
 
 @pytest.fixture

@@ -36,8 +36,17 @@ class Context(Protocol):
     def map(self, function: Callable[[Job], Done], jobs: Sequence[Job], what: str) -> list[Done]:
         """`[function(job) for job in jobs]`, in worker processes where the runtime has several.
 
-        `function` must be importable and `jobs` picklable; the results do not depend on the
-        number of workers.
+        `function` must be importable, a function of its job alone, and `jobs` and results be made
+        of dataclasses, settings, sequences, mappings, tensors, text and numbers. So a job that
+        was done before need not be done again; and no result depends on the number of workers.
+        """
+        ...
+
+    def used(self, what: str, hashes: Mapping[str, str]) -> None:
+        """Say which inputs were read (`prompts`: name → SHA-256), as soon as they are.
+
+        Raises:
+            ChangedInputError: This is a replay, and they are not those of its record.
         """
         ...
 
@@ -54,4 +63,8 @@ class Context(Protocol):
 
     def keep_completions(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Keep generated text in the run's private folder, where the config says `local`."""
+        ...
+
+    def keep_token_ids(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Keep token ids in the run's private folder, where the config says `full`."""
         ...

@@ -56,6 +56,10 @@ class RecordError(InputError):
     """A run folder that is missing, damaged, or cannot be written."""
 
 
+class ChangedInputError(InputError):
+    """A replay found other prompts than its record names."""
+
+
 class MissingExtraError(InputError):
     """A feature whose optional dependency is not installed."""
 

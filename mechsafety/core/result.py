@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal
 
-from pydantic import Field, NonNegativeInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from typing_extensions import TypeVar
 
 from mechsafety.core.config import FrozenConfig
@@ -221,6 +221,39 @@ class Figure(FrozenConfig):
     value_title: str = ""
 
 
+class Tolerance(FrozenConfig):
+    """How far a number may lie from that of another machine: `absolute + relative · |number|`."""
+
+    absolute: NonNegativeFloat = 0.0
+    """In the metric's own units."""
+    relative: NonNegativeFloat = 0.0
+    """As a share of the recorded number."""
+
+    def allows(self, before: float, now: float) -> bool:
+        """Whether `now` lies within the tolerance of `before`."""
+        return abs(now - before) <= self.absolute + self.relative * abs(before)
+
+
+class Tolerances(FrozenConfig):
+    """What a replay on another machine, version or number of threads may differ by.
+
+    On the same ones nothing may. Rates of few prompts flip by whole prompts; a score moves in its
+    last digits.
+    """
+
+    metrics: dict[str, Tolerance] = Field(default_factory=dict[str, Tolerance])
+    """Metric, without what follows an `@`, → tolerance of its value and of its interval's ends.
+    Metrics that are not named must be equal."""
+    tensors: NonNegativeFloat = 0.0
+    """Norm of a tensor's difference, as a share of its norm."""
+    margins: NonNegativeFloat = 0.0
+    """Difference of a finding's numbers, as a share of its margin."""
+
+    def of(self, metric: str) -> Tolerance:
+        """The tolerance of a metric, whatever answer length its name carries."""
+        return self.metrics.get(metric.partition("@")[0], Tolerance())
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """All that a study found. The runner records it; the study knows nothing of records."""
@@ -233,3 +266,5 @@ class Result:
     """Sentences every page of this result must show (evidence.md 15)."""
     provenance: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Hashes of prompts, token ids, weights, tokenizer and template, by model; for the manifest."""
+    tolerances: Tolerances = field(default_factory=Tolerances)
+    """What a replay elsewhere may differ by."""

@@ -7,7 +7,7 @@ mark for being right.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -31,6 +31,8 @@ class Answers:
     verdicts: tuple[Verdict, ...]
     max_new_tokens: int
     """Answer length; part of the name of every rate that is made of these verdicts."""
+    thinking_open: bool = False
+    """Whether the prompts opened the thinking block that answers begin in; judges ask."""
 
     def judged(self, verdict: Verdict) -> list[bool]:
         """For each answer, whether it got this verdict."""
@@ -39,7 +41,9 @@ class Answers:
     def part(self, start: int, stop: int) -> "Answers":
         """The answers from `start` up to `stop`."""
         rows = slice(start, stop)
-        return Answers(self.texts[rows], self.ids[rows], self.verdicts[rows], self.max_new_tokens)
+        return replace(
+            self, texts=self.texts[rows], ids=self.ids[rows], verdicts=self.verdicts[rows]
+        )
 
 
 def answer(
@@ -60,6 +64,7 @@ def answer(
         ids=generated.ids,
         verdicts=tuple(judge.judge(text, prompts.thinking_open) for text in generated.texts),
         max_new_tokens=max_new_tokens,
+        thinking_open=prompts.thinking_open,
     )
 
 

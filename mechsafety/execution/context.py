@@ -11,11 +11,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mechsafety.core.config import StudyConfig
-from mechsafety.core.progress import progress
+from mechsafety.core.errors import ChangedInputError, RecordError
+from mechsafety.core.progress import progress, say
 from mechsafety.core.seeding import derive_seed, named_generator
+from mechsafety.execution.packing import pack
+from mechsafety.execution.stage_cache import Entry, StageCache
 from mechsafety.execution.workers import Workers
-from mechsafety.records.landing import land
-from mechsafety.records.schema import ModelUsed, StageTiming
+from mechsafety.records.schema import JobDone, ModelUsed, StageTiming
 from mechsafety.records.store import RunWriter
 
 if TYPE_CHECKING:
@@ -28,15 +30,32 @@ Done = TypeVar("Done")
 class RunContext:
     """Implements `core.context.Context` for one run. Use it in a `with` block."""
 
-    def __init__(self, config: StudyConfig, writer: RunWriter) -> None:
+    def __init__(
+        self,
+        config: StudyConfig,
+        writer: RunWriter,
+        cache: StageCache | None = None,
+        expected: Mapping[str, str] | None = None,
+    ) -> None:
+        """Open the run's side.
+
+        Args:
+            config: Of the run.
+            writer: Of the run.
+            cache: Where finished work is looked for and kept; None computes everything.
+            expected: Hashes of the prompts that a replay must find; None takes what there is.
+        """
         self._config = config
         self._writer = writer
+        self._cache = cache
+        self._expected = expected
         self._workers = Workers(config.runtime.workers, config.runtime.threads)
         self._scratch: Path | None = None
         self._stack: list[str] = []
         self.seeds: dict[str, int] = {}
         self.models: dict[str, ModelUsed] = {}
         self.stages: list[StageTiming] = []
+        self._jobs: dict[str, list[JobDone]] = {}
 
     def __enter__(self) -> "RunContext":
         return self
@@ -81,7 +100,14 @@ class RunContext:
             raise
         else:
             seconds = round(monotonic() - clock, 4)
-            self.stages.append(StageTiming(name=path, started=round(started, 4), seconds=seconds))
+            self.stages.append(
+                StageTiming(
+                    name=path,
+                    started=round(started, 4),
+                    seconds=seconds,
+                    jobs=tuple(self._jobs.pop(path, ())),
+                )
+            )
             self._writer.event("stage_ended", stage=path, took=seconds)
         finally:
             self._stack.pop()
@@ -91,8 +117,73 @@ class RunContext:
         self._writer.event(kind, **details)
 
     def map(self, function: Callable[[Job], Done], jobs: Sequence[Job], what: str) -> list[Done]:
-        """`[function(job) for job in jobs]`, in worker processes where the runtime has several."""
-        return self._workers.map(function, jobs, what)
+        """`[function(job) for job in jobs]`, in worker processes where the runtime has several.
+
+        A job that was done before, of equal content and by equal code, is taken from the cache.
+        """
+        packed = [pack(job, f"{what}, job {i + 1}") for i, job in enumerate(jobs)]
+        keys = [self._cache.key(function, one) if self._cache else None for one in packed]
+        done: dict[int, Done] = {}
+        hashes: dict[int, str] = {}
+        for place, key in enumerate(keys):
+            if (entry := self._cached(key, function)) is not None:
+                done[place], hashes[place] = entry.value, entry.sha256
+        missing = [place for place in range(len(jobs)) if place not in done]
+        if done and missing:
+            say(f"{what}: {len(done)} of {len(jobs)} were done before")
+        todo = [jobs[place] for place in missing]
+        for at, result in self._workers.completed(function, todo, what):
+            place = missing[at]
+            done[place], hashes[place] = result, self._keep(keys[place], result, what)
+            self._writer.event("job_ended", what=what, job=place + 1, of=len(jobs))
+        path = "/".join(self._stack)
+        self._jobs.setdefault(path, []).extend(
+            JobDone(what=what, sha256=hashes[place], cached=place not in missing)
+            for place in range(len(jobs))
+        )
+        return [done[place] for place in range(len(jobs))]
+
+    def _cached(self, key: str | None, function: Callable[..., object]) -> Entry | None:
+        if self._cache is None or key is None:
+            return None
+        try:
+            # A study of another package has its own classes.
+            return self._cache.load(key, ("mechsafety", function.__module__.partition(".")[0]))
+        except RecordError as damaged:
+            self.warn(f"{damaged} It is computed again.")
+            return None
+
+    def _keep(self, key: str | None, result: object, what: str) -> str:
+        packed = pack(result, f"the result of {what}")
+        if self._cache is not None and key is not None:
+            try:
+                self._cache.store(key, packed)
+            except RecordError as unwritten:
+                self.warn(f"{unwritten} The run goes on, and could not be resumed from here.")
+        return packed.sha256
+
+    def warn(self, message: str) -> None:
+        """Say something that does not end the run, and keep it in the events."""
+        self._writer.event("warning", message=message)
+        say(f"warning: {message}")
+
+    def used(self, what: str, hashes: Mapping[str, str]) -> None:
+        """Say which inputs the study read, as soon as it has read them.
+
+        Raises:
+            ChangedInputError: This is a replay, and they are not those of the record.
+        """
+        self._writer.event("inputs", what=what, hashes=dict(hashes))
+        if self._expected is None:
+            return
+        for name in sorted(self._expected.keys() | hashes.keys()):
+            before, now = self._expected.get(name), hashes.get(name)
+            if before != now:
+                raise ChangedInputError(
+                    f"replaying: the {what} '{name}' are not those of the record: their SHA-256 "
+                    f"was {before or 'not there'} and is {now or 'not there'}. Put the files back "
+                    "as they were, or run the experiment anew."
+                )
 
     def progress(self, items: Iterable[Job], what: str) -> Iterable[Job]:
         """Iterate with a progress bar."""
@@ -120,7 +211,14 @@ class RunContext:
 
         Under `completions: none` nothing is written, and the run cannot be judged again.
         """
-        if self._config.completions == "none":
-            return
+        if self._config.completions == "local":
+            self._keep_private(name, rows)
+
+    def keep_token_ids(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Keep token ids as `private/<name>.jsonl` where the config says `full`."""
+        if self._config.token_ids == "full":
+            self._keep_private(name, rows)
+
+    def _keep_private(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        land(self._writer.private_folder() / f"{name}.jsonl", lines.encode())
+        self._writer.write_private(f"{name}.jsonl", lines.encode())

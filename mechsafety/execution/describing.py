@@ -5,12 +5,18 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mechsafety.core.result import Finding
-from mechsafety.records.reading import Run, RunSummary
+from mechsafety.records.compare import Compared, Comparison, Difference
+from mechsafety.records.completions import AnswersCompared
+from mechsafety.records.listing import RunSummary
+from mechsafety.records.reading import Run
 
 if TYPE_CHECKING:
+    from mechsafety.execution.rejudging import Rejudged
     from mechsafety.models.probe_report import Probe
 
 _WIDTH = 100
+_SHOWN = 16
+"""Differences of environments on a screen."""
 
 
 def describe(run: Run) -> str:
@@ -113,3 +119,81 @@ def describe_probes(probes: "Sequence[Probe]") -> str:
         f"at most {probe.tolerance:g}\n{_wrapped(probe.detail, '        ')}"
         for probe in probes
     )
+
+
+def describe_comparison(found: Comparison) -> str:
+    """Same or different; the first of each sort that differs; and what the environments explain."""
+    lines = [_judgment(found)]
+    for name, part in (
+        ("job results", found.stages),
+        ("rows", found.rows),
+        ("tensors", found.tensors),
+        ("findings", found.findings),
+    ):
+        lines += _compared(name, part)
+    lines += _answers_compared(found.answers)
+    if found.environment:
+        lines.append("environments differ in:")
+        lines += [
+            _wrapped(f"{one.kind}: {one.name} was {_short(one.before)}, is {_short(one.now)}", "  ")
+            for one in found.environment[:_SHOWN]
+        ]
+        if len(found.environment) > _SHOWN:
+            lines.append(f"  and {len(found.environment) - _SHOWN} more (--json has all)")
+    return "\n".join(lines)
+
+
+def _judgment(found: Comparison) -> str:
+    if not found.same:
+        return "DIFFERENT" if found.exact else "DIFFERENT beyond what the study tolerates"
+    return "SAME, bit for bit" if found.exact else "SAME within what the study tolerates elsewhere"
+
+
+def _compared(name: str, part: Compared) -> list[str]:
+    if not part.differences:
+        return [f"  {part.n} {name}: equal"]
+    beyond = sum(not one.allowed for one in part.differences)
+    counts = f"{len(part.differences)} differences, {beyond} beyond tolerance"
+    lines = [f"  {part.n} {name}: {counts}"]
+    first: Difference | None = part.first
+    if first is not None:
+        told = f"first: {first.where}: {first.what} was {first.before}, is {first.now}"
+        lines.append(_wrapped(told, "    "))
+    return lines
+
+
+def _answers_compared(found: AnswersCompared | None) -> list[str]:
+    if found is None:
+        return ["  answers: not kept by both (completions: local keeps them)"]
+    lines = [
+        f"  {found.n} answers: {len(found.diverged)} diverge, {len(found.flips)} verdicts flip"
+        + (f", {found.only_in_one} are in one record only" if found.only_in_one else "")
+    ]
+    for one in found.diverged[:3]:
+        where = ", ".join(f"{name}={value}" for name, value in one.at.items())
+        token = "" if one.token is None else f" at new token {one.token}"
+        lines.append(_wrapped(f"{where}: parts{token}; {one.before}, then {one.now}", "    "))
+    return lines
+
+
+def _short(value: object) -> str:
+    text = "not there" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:12]}…"
+
+
+def describe_rejudged(found: "Rejudged") -> str:
+    """How many verdicts flip, and the refusals of each group before and now."""
+    lines = [
+        f"{found.n} answers, judged in the run by {found.own_judge} and now by {found.judge}: "
+        f"{len(found.flips)} verdicts flip"
+    ]
+    for group in found.groups:
+        where = ", ".join(f"{name}={value}" for name, value in group.at.items())
+        ends = f" [{_number(group.ci_low)}, {_number(group.ci_high)}]"
+        lines.append(_wrapped(where, "  "))
+        lines.append(
+            f"    refused {group.refused_before}/{group.n}, now {group.refused}/{group.n}, "
+            f"rate {_number(group.rate)}{ends}"
+        )
+    lines.append(str(found.path))
+    return "\n".join(lines)

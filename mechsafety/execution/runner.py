@@ -14,6 +14,7 @@ from mechsafety.core.progress import say
 from mechsafety.execution.context import RunContext
 from mechsafety.execution.environment import environment, sources_in_use
 from mechsafety.execution.signals import interruptible, uninterruptible
+from mechsafety.execution.stage_cache import StageCache, fingerprint, prune
 from mechsafety.execution.studies import Study, load_study, study_names
 from mechsafety.execution.threads import threads
 from mechsafety.execution.wandb_mirror import mirror
@@ -127,35 +128,38 @@ def mirror_or_warn(folder: Path) -> None:
         say(f"warning: {warning}")
 
 
-def execute(
-    plan: Plan,
-    out: Path,
-    command_line: Sequence[str] | None = None,
-    mirrored: Callable[[Path], object] = mirror_or_warn,
-) -> Outcome:
-    """Run a plan in a new folder below `out`, and mirror the record.
+@dataclass(frozen=True, slots=True)
+class How:
+    """How a plan is carried out, beside what it says itself."""
+
+    command_line: Sequence[str] = ()
+    """For the record; this process's where empty."""
+    mirrored: Callable[[Path], object] = mirror_or_warn
+    """Given the closed record, such as to mirror it while something else runs."""
+    cached: bool = True
+    """Whether finished work of earlier runs is taken from the cache, and this run's is kept."""
+    resume: Run | None = None
+    """The run to go on with, in its own folder."""
+    replay_of: Run | None = None
+    """The record that this run replays: it stops where its prompts are not the record's."""
+
+
+def execute(plan: Plan, out: Path, how: How | None = None) -> Outcome:
+    """Carry out a plan in a folder below `out`, and mirror the record.
 
     An error of the study ends the run, not the caller: it is recorded and returned.
-
-    Args:
-        plan: What to run.
-        out: Folder of the run folders.
-        command_line: For the record; this process's where None.
-        mirrored: Given the closed record, such as to mirror it while something else runs.
 
     Raises:
         RecordError: The record cannot be opened or closed. Without a record nothing runs.
     """
-    config = plan.config
-    with threads(config.runtime.threads), interruptible():
-        writer = RunWriter.create(
-            out, config, environment(), command_line or sys.argv, plan.experiment
-        )
+    how = how or How()
+    with threads(plan.config.runtime.threads), interruptible():
+        writer = _opened(plan, out, how)
         say(f"recording into {writer.folder}")
         error: BaseException | None = None
         status: Status = "completed"
         try:
-            _work(plan, writer)
+            _work(plan, writer, how)
         except KeyboardInterrupt as interruption:
             status, error = "interrupted", interruption
         except (Exception, SystemExit) as failure:
@@ -166,13 +170,26 @@ def execute(
             except RecordError as unwritten:
                 # What ended the run is otherwise lost with the record that should name it.
                 raise unwritten from error
+    if how.cached:
+        prune()
     if status != "interrupted":
-        mirrored(writer.folder)
+        how.mirrored(writer.folder)
     return Outcome(writer.folder, status, error)
 
 
-def _work(plan: Plan, writer: RunWriter) -> None:
-    with RunContext(plan.config, writer) as context:
+def _opened(plan: Plan, out: Path, how: How) -> RunWriter:
+    command_line = how.command_line or sys.argv
+    if how.resume is not None:
+        return RunWriter.resume(how.resume, environment(), command_line)
+    return RunWriter.create(
+        out, plan.config, environment(), command_line, plan.experiment, how.replay_of
+    )
+
+
+def _work(plan: Plan, writer: RunWriter, how: How) -> None:
+    cache = StageCache(fingerprint(writer.manifest.environment)) if how.cached else None
+    expected = None if how.replay_of is None else how.replay_of.manifest.provenance.get("prompts")
+    with RunContext(plan.config, writer, cache, expected) as context:
         try:
             result = plan.study(plan.config, context)
             with context.stage("record"):
@@ -186,6 +203,19 @@ def _work(plan: Plan, writer: RunWriter) -> None:
             )
         writer.event("rendering")
         writer.write_report(_page(writer))
+
+
+def plan_of(run: Run) -> Plan:
+    """The plan by which a run was made, from its record.
+
+    Raises:
+        ConfigError: Its study or its settings are not what this version of the code has.
+    """
+    manifest = run.manifest
+    study = load_study(manifest.study)
+    where = f"the config recorded in {run.folder}"
+    experiment = None if manifest.experiment is None else Path(manifest.experiment)
+    return check_plan(Plan(study, parse_config(study.config, manifest.config, where), experiment))
 
 
 def _page(writer: RunWriter) -> str:

@@ -11,7 +11,7 @@ import pickle
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -57,22 +57,30 @@ class Workers:
         self.close(at_once=error is not None)
 
     def map(self, function: Callable[[Job], Done], jobs: Sequence[Job], what: str) -> list[Done]:
-        """`[function(job) for job in jobs]`, in the order of `jobs`.
+        """`[function(job) for job in jobs]`, in the order of `jobs`; raises as `completed` does."""
+        results = dict(self.completed(function, jobs, what))
+        return [results[place] for place in range(len(jobs))]
+
+    def completed(
+        self, function: Callable[[Job], Done], jobs: Sequence[Job], what: str
+    ) -> Generator[tuple[int, Done]]:
+        """(place, `function(jobs[place])`) of every job, each as soon as it is done.
 
         Raises:
             MechsafetyError: The first error of our family that a job raised, as that class.
             WorkerError: Another exception in a job, or a worker that died.
         """
         if self._count == 1 or len(jobs) < 2:
-            return [function(job) for job in progress(jobs, what, total=len(jobs))]
+            for place, job in enumerate(progress(jobs, what, total=len(jobs))):
+                yield place, function(job)
+            return
         places = {future: place for place, future in enumerate(self._submit(function, jobs))}
-        results: dict[int, Done] = {}
         try:
             for future in progress(as_completed(places), what, total=len(jobs)):
                 answer = pickle.loads(future.result())
                 if isinstance(answer, _Raised):
                     raise _rebuilt(answer, f"{what}, job {places[future] + 1} of {len(jobs)}")
-                results[places[future]] = cast("Done", answer)
+                yield places[future], cast("Done", answer)
         except BrokenProcessPool as error:
             raise WorkerError(
                 f"{what}: a worker process died, most likely for want of memory. Lower "
@@ -81,7 +89,6 @@ class Workers:
         finally:
             for future in places:
                 future.cancel()
-        return [results[place] for place in range(len(jobs))]
 
     def _submit(
         self, function: Callable[[Job], Done], jobs: Sequence[Job]

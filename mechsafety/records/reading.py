@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast, get_args
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
 
@@ -41,14 +41,18 @@ class Run:
     @property
     def status(self) -> Status:
         """The manifest's, or `interrupted` where it says `running` and nobody holds the lock."""
-        return _live_status(self.folder, self.manifest.status)
+        return live_status(self.folder, self.manifest.status)
+
+    def raw_manifest(self) -> dict[str, Any]:
+        """`manifest.json` as it stands in the file, of whatever version."""
+        return cast("dict[str, Any]", read_json(self.folder / MANIFEST))
 
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
         """The findings; empty where the run did not come so far."""
         if not self._was_written(FINDINGS):
             return ()
-        raw = _read_json(self.folder / FINDINGS)
+        raw = read_json(self.folder / FINDINGS)
         try:
             return tuple(Finding.model_validate(item) for item in cast("list[object]", raw))
         except (ValidationError, TypeError) as error:
@@ -136,26 +140,6 @@ class Run:
         return path if path.exists() else None
 
 
-LISTED: Final = (*get_args(Status), "damaged")
-"""Statuses that a listing can show."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunSummary:
-    """One line of a listing, read without checking the whole manifest."""
-
-    folder: Path
-    study: str
-    status: str
-    """As `Run.status`, or `damaged` where the manifest cannot be read."""
-    opened: str
-    """UTC, ISO 8601; empty where damaged."""
-    seconds: float | None
-    models: tuple[str, ...]
-    """Names of the models that the run asked for."""
-    config_sha256: str
-
-
 def open_run(path: Path | str) -> Run:
     """The run in a folder; the path of a file in the folder serves too.
 
@@ -170,50 +154,21 @@ def open_run(path: Path | str) -> Run:
             f"opening the run {path}: there is no {MANIFEST} in {folder}. Give a run folder such "
             "as runs/<study>/<time>-<hash>; `mechsafety runs` lists them."
         )
-    raw = _read_json(folder / MANIFEST)
+    raw = read_json(folder / MANIFEST)
     return Run(folder, parse_manifest(raw, str(folder / MANIFEST)))
 
 
-def list_runs(root: Path, study: str | None = None, status: str | None = None) -> list[RunSummary]:
-    """Runs below `root`, newest first; of one study or one status where these are given.
-
-    Hundreds take well under a second: manifests are read as plain JSON. A folder without a
-    manifest is no run (it was killed before there was anything to record).
-
-    Raises:
-        RecordError: There is no such status; the message lists them.
-    """
-    if status is not None and status not in LISTED:
-        raise RecordError(f"listing runs: no run is '{status}'. {did_you_mean(status, LISTED)}")
-    pattern = f"{study or '*'}/*/{MANIFEST}"
-    runs = [_summary(path) for path in root.glob(pattern)]
-    chosen = [run for run in runs if status is None or run.status == status]
-    return sorted(chosen, key=lambda run: (run.opened, run.folder.name), reverse=True)
-
-
-def _summary(path: Path) -> RunSummary:
-    folder = path.parent
-    try:
-        raw = cast("dict[str, Any]", _read_json(path))
-        return RunSummary(
-            folder=folder,
-            study=raw["study"],
-            status=_live_status(folder, raw["status"]),
-            opened=raw["opened"],
-            seconds=raw["seconds"],
-            models=tuple(raw["models"]),
-            config_sha256=raw["config_sha256"],
-        )
-    except (RecordError, KeyError, TypeError):
-        # One damaged folder must not hide the others; its status says what is the matter.
-        return RunSummary(folder, folder.parent.name, "damaged", "", None, (), "")
-
-
-def _live_status(folder: Path, written: Status) -> Status:
+def live_status(folder: Path, written: Status) -> Status:
+    """The status that a manifest states, or `interrupted` where its writer is no more."""
     return "interrupted" if written == "running" and not is_locked(folder) else written
 
 
-def _read_json(path: Path) -> object:
+def read_json(path: Path) -> object:
+    """A JSON file of a record.
+
+    Raises:
+        RecordError: Missing or damaged.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

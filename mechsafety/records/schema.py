@@ -3,15 +3,16 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import PurePosixPath
 from typing import Any, Final, Literal, cast
 
-from pydantic import Field, NonNegativeInt, ValidationError
+from pydantic import Field, NonNegativeInt, ValidationError, field_validator
 
 from mechsafety.core.config import FrozenConfig
 from mechsafety.core.errors import RecordError
-from mechsafety.core.result import DeclaredFinding, Figure
+from mechsafety.core.result import DeclaredFinding, Figure, Tolerances
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 Declared = DeclaredFinding[dict[str, Any]]
 """A declared finding as the record keeps it: the study's type of cell becomes keys and values."""
@@ -28,6 +29,18 @@ REPORT: Final = "report.html"
 LOCK: Final = ".lock"
 DERIVED: Final = "derived"
 PRIVATE: Final = "private"
+
+
+def check_inside(name: str) -> str:
+    """The name of a file of a run folder, if it does not lead out of it.
+
+    Raises:
+        ValueError: It is absolute, goes up, or is no name.
+    """
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or "\\" in name or not name.isprintable():
+        raise ValueError(f"{name!r} does not name a file inside the run folder")
+    return name
 
 
 class Git(FrozenConfig):
@@ -85,6 +98,17 @@ class TableEntry(FrozenConfig):
     """Columns that index this table's rows, in the order in which they were first used."""
 
 
+class JobDone(FrozenConfig):
+    """One job of a stage, in the order in which the study asked for them."""
+
+    what: str
+    """What the jobs of this call did."""
+    sha256: str
+    """Of the result, bit for bit."""
+    cached: bool
+    """Whether it had been done before and was taken from the cache."""
+
+
 class StageTiming(FrozenConfig):
     """One stage, in the order in which stages ended."""
 
@@ -93,6 +117,8 @@ class StageTiming(FrozenConfig):
     started: float
     """Seconds after the run was opened."""
     seconds: float
+    jobs: tuple[JobDone, ...] = ()
+    """What was computed in it that another run can be compared with."""
 
 
 class ModelUsed(FrozenConfig):
@@ -102,6 +128,33 @@ class ModelUsed(FrozenConfig):
     """Folder or hub id that was opened."""
     organism: bool
     """Whether mechsafety trained it; only such models' directions may leave the machine."""
+
+
+class Parent(FrozenConfig):
+    """The record that a replay ran again."""
+
+    run: str
+    """Name of its folder."""
+    folder: str
+    """Where it lay, relative to the replay's folder, where both are on one disk."""
+    seal: str | None
+    """Its seal, so that it can be told apart whatever the folder was renamed to."""
+
+
+class Session(FrozenConfig):
+    """An earlier attempt at this run, which was resumed."""
+
+    opened: str
+    """UTC, ISO 8601."""
+    status: Status
+    """How it ended."""
+    command_line: tuple[str, ...]
+    code_sha256: str
+    """Of the code that it ran. Finished work of other code was not taken over."""
+    seconds: float | None = None
+    """None after a kill."""
+    error: str | None = None
+    """Message of what ended it."""
 
 
 class Failure(FrozenConfig):
@@ -116,7 +169,7 @@ class Failure(FrozenConfig):
 class Manifest(FrozenConfig):
     """`manifest.json`. Written when the run opens, and again when it closes."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     run: str
     """Name of the run folder."""
     study: str
@@ -130,6 +183,10 @@ class Manifest(FrozenConfig):
     """From opening to closing."""
     command_line: tuple[str, ...]
     """As typed, or the library call."""
+    replay_of: Parent | None = None
+    """The record that this run replays."""
+    sessions: tuple[Session, ...] = ()
+    """Earlier attempts in this folder, first first. All else is about the last."""
     experiment: str | None
     """Path of the YAML; None where a config was passed from Python."""
     config: dict[str, Any]
@@ -149,7 +206,9 @@ class Manifest(FrozenConfig):
     provenance: dict[str, Any] = Field(default_factory=dict[str, Any])
     """Hashes of prompts, token ids, weights, tokenizer and template, as the study gives them."""
     sources: dict[str, tuple[str, ...]] = Field(default_factory=dict[str, tuple[str, ...]])
-    """arXiv number → modules in use that cite it."""
+    """Key in `citations.bib` → modules of the methods used that cite it."""
+    tolerances: Tolerances = Tolerances()
+    """What a replay elsewhere may differ by, as the study states it."""
     tables: tuple[TableEntry, ...] = ()
     figures: tuple[Figure, ...] = ()
     notes: tuple[str, ...] = ()
@@ -163,6 +222,15 @@ class Manifest(FrozenConfig):
     seal: str | None = None
     """SHA-256 of this manifest without `seal`; None until the run closes."""
 
+    @field_validator("files", "private")
+    @classmethod
+    def _inside(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        # Readers open and `purge` deletes what is named here: a record from elsewhere must not
+        # name what lies beside it.
+        for name in files:
+            check_inside(name)
+        return files
+
 
 def canonical_hash(value: object) -> str:
     """SHA-256 of a JSON value, whatever the order of its keys; equals `core.config.config_hash`."""
@@ -175,9 +243,9 @@ def declared_hash(declared: tuple[Declared, ...]) -> str:
     return canonical_hash([finding.model_dump(mode="json") for finding in declared])
 
 
-def manifest_seal(manifest: Manifest) -> str:
-    """What `seal` must be for this manifest."""
-    return canonical_hash(manifest.model_dump(mode="json", exclude={"seal"}))
+def manifest_seal(raw: Mapping[str, Any]) -> str:
+    """What `seal` must be in this manifest, as it stands in the file, of whatever version."""
+    return canonical_hash({key: value for key, value in raw.items() if key != "seal"})
 
 
 def declared_findings(config: FrozenConfig) -> tuple[Declared, ...]:
@@ -204,10 +272,10 @@ def values_in(value: object) -> Iterator[object]:
 
 
 def parse_manifest(raw: object, source: str) -> Manifest:
-    """A manifest as read from JSON.
+    """A manifest as read from JSON; one of an earlier version as this one would have it.
 
     Raises:
-        RecordError: Another schema version, or not a manifest; the message names the fault.
+        RecordError: A newer schema version, or not a manifest; the message names the fault.
     """
     version = (
         cast("dict[str, object]", raw).get("schema_version") if isinstance(raw, dict) else None
@@ -217,6 +285,8 @@ def parse_manifest(raw: object, source: str) -> Manifest:
             f"reading {source}: it has schema version {version}, and this mechsafety reads up to "
             f"{SCHEMA_VERSION}. Install a newer mechsafety."
         )
+    if version == 1:
+        raw = _from_version_1(cast("dict[str, Any]", raw))
     try:
         return Manifest.model_validate(raw)
     except ValidationError as error:
@@ -225,3 +295,9 @@ def parse_manifest(raw: object, source: str) -> Manifest:
         raise RecordError(
             f"reading {source}: it is not a manifest of mechsafety: {key}: {first['msg']}."
         ) from None
+
+
+def _from_version_1(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Version 1 had no sessions, parents, tolerances and jobs, and named papers by number alone."""
+    sources = {f"arXiv:{number}": modules for number, modules in raw.get("sources", {}).items()}
+    return {**raw, "schema_version": SCHEMA_VERSION, "sources": sources}

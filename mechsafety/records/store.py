@@ -1,15 +1,22 @@
 # pyright: reportUnknownMemberType=false
 # PyYAML comes without complete types.
-"""Writing a run folder: opened before work starts, closed with a status, then never changed."""
+"""Writing a run folder: opened before work starts, closed with a status.
 
+A completed record never changes; one that did not complete can be resumed in its folder.
+"""
+
+import errno
 import json
+import os
+import secrets
+import shutil
 import traceback
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import yaml
 
@@ -20,6 +27,7 @@ from mechsafety.records.checking import check_findings, check_tables, label_expl
 from mechsafety.records.landing import land, sha256_of
 from mechsafety.records.locking import RunLock
 from mechsafety.records.metrics_table import entries_of, to_parquet
+from mechsafety.records.reading import Run, open_run
 from mechsafety.records.schema import (
     CONFIG,
     DERIVED,
@@ -36,7 +44,10 @@ from mechsafety.records.schema import (
     FileEntry,
     Manifest,
     ModelUsed,
+    Parent,
+    Session,
     StageTiming,
+    check_inside,
     declared_findings,
     declared_hash,
     manifest_seal,
@@ -65,8 +76,11 @@ class RunWriter:
         environment: Environment,
         command_line: Sequence[str],
         experiment: Path | None = None,
+        replay_of: Run | None = None,
     ) -> "RunWriter":
         """Make `out/<study>/<UTC>-<hash8>/` and record in it all that is known before the work.
+
+        The folder appears under its name together with its manifest.
 
         Raises:
             RecordError: `out` cannot be written.
@@ -74,28 +88,66 @@ class RunWriter:
         now = datetime.now(UTC)
         declared = declared_findings(config)
         digest = config_hash(config)
-        folder = _claim_folder(out / config.study, f"{now:%Y%m%dT%H%M%SZ}-{digest[:8]}")
-        lock = RunLock(folder)
-        manifest = Manifest(
-            run=folder.name,
-            study=config.study,
-            status="running",
-            opened=now.isoformat(timespec="seconds"),
-            command_line=tuple(command_line),
-            experiment=None if experiment is None else str(experiment),
-            config=config.model_dump(mode="json"),
-            config_sha256=digest,
-            declared=declared,
-            declared_sha256=declared_hash(declared),
-            seed=config.seed,
-            environment=environment,
-        )
+        parent, name = out / config.study, f"{now:%Y%m%dT%H%M%SZ}-{digest[:8]}"
+        making = _hidden_folder(parent, name)
+        lock = RunLock(making)
         try:
-            _land_json(folder / MANIFEST, manifest.model_dump(mode="json"))
+            manifest = Manifest(
+                run=name,
+                study=config.study,
+                status="running",
+                opened=now.isoformat(timespec="seconds"),
+                command_line=tuple(command_line),
+                replay_of=None if replay_of is None else _parent(replay_of, parent / name),
+                experiment=None if experiment is None else str(experiment),
+                config=config.model_dump(mode="json"),
+                config_sha256=digest,
+                declared=declared,
+                declared_sha256=declared_hash(declared),
+                seed=config.seed,
+                environment=environment,
+            )
             text = yaml.safe_dump(manifest.config, sort_keys=False, allow_unicode=True)
-            land(folder / CONFIG, text.encode())
+            land(making / CONFIG, text.encode())
+            folder, manifest = _appear(making, parent, name, manifest)
             writer = cls(folder, lock, manifest)
             writer.event("opened", run=folder.name)
+        except BaseException:
+            lock.release()
+            shutil.rmtree(making, ignore_errors=True)
+            raise
+        return writer
+
+    @classmethod
+    def resume(cls, run: Run, environment: Environment, command_line: Sequence[str]) -> "RunWriter":
+        """Go on in the folder of a run that did not complete.
+
+        Raises:
+            RecordError: It completed, another process is writing it, or it cannot be written.
+        """
+        if run.manifest.status == "completed":
+            raise RecordError(
+                f"resuming {run.folder}: it completed, and a completed record never changes. "
+                "`mechsafety replay` runs it again beside it."
+            )
+        lock = RunLock(run.folder)
+        try:
+            # Read again under the lock: another process may have gone on meanwhile.
+            before = open_run(run.folder).manifest
+            manifest = before.model_copy(
+                update={
+                    **_UNWRITTEN,
+                    "status": "running",
+                    "opened": datetime.now(UTC).isoformat(timespec="seconds"),
+                    "command_line": tuple(command_line),
+                    "environment": environment,
+                    "sessions": (*before.sessions, _session(before)),
+                }
+            )
+            _mend_events(run.folder / EVENTS)
+            _land_json(run.folder / MANIFEST, manifest.model_dump(mode="json"))
+            writer = cls(run.folder, lock, manifest)
+            writer.event("resumed", session=len(manifest.sessions) + 1)
         except BaseException:
             lock.release()
             raise
@@ -133,12 +185,22 @@ class RunWriter:
         """Since the run was opened."""
         return monotonic() - self._opened
 
-    def private_folder(self) -> Path:
-        """`private/`, readable by its owner alone; outside the seal, the report and wandb."""
+    def write_private(self, name: str, content: bytes) -> Path:
+        """Put a file into `private/`: its owner's alone, outside the seal, the report and wandb.
+
+        Raises:
+            RecordError: It cannot be written, or its name leads elsewhere.
+        """
+        self._check_open("a private file")
         folder = self.folder / PRIVATE
-        folder.mkdir(mode=0o700, exist_ok=True)
-        folder.chmod(0o700)
-        return folder
+        try:
+            check_inside(name)
+            folder.mkdir(mode=0o700, exist_ok=True)
+            folder.chmod(0o700)
+        except (ValueError, OSError) as error:
+            raise RecordError(f"writing a private file of {self.folder}: {error}.") from None
+        land(folder / name, content)
+        return folder / name
 
     def write_result(self, result: Result) -> None:
         """Check the result against itself and put its files into the folder.
@@ -160,6 +222,7 @@ class RunWriter:
                 "figures": tuple(result.figures),
                 "notes": tuple(result.notes),
                 "provenance": provenance,
+                "tolerances": result.tolerances,
             }
         )
         check_findings(result.findings, self._manifest.declared)
@@ -224,7 +287,8 @@ class RunWriter:
                     "error": failure,
                 }
             )
-            self._manifest = closing.model_copy(update={"seal": manifest_seal(closing)})
+            seal = manifest_seal(closing.model_dump(mode="json"))
+            self._manifest = closing.model_copy(update={"seal": seal})
             _land_json(self.folder / MANIFEST, self._manifest.model_dump(mode="json"))
             for name in (*self._manifest.files, MANIFEST):
                 (self.folder / name).chmod(0o444)
@@ -266,23 +330,87 @@ def _entry(path: Path) -> FileEntry:
     return FileEntry(sha256=sha256_of(path), bytes=path.stat().st_size)
 
 
-def _claim_folder(parent: Path, name: str) -> Path:
-    """Make a folder that no other run has, by exclusive mkdir."""
+def _hidden_folder(parent: Path, name: str) -> Path:
+    """Where a folder is made before it appears; a kill leaves it hidden, and nobody's run."""
+    making = parent / f".{name}.{secrets.token_hex(4)}.part"
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        for number in count(1):
-            folder = parent / (name if number == 1 else f"{name}-{number}")
-            try:
-                folder.mkdir()
-            except FileExistsError:
-                continue
-            return folder
-        raise AssertionError("count() ended")
+        making.mkdir()
     except OSError as error:
-        raise RecordError(
-            f"making a run folder in {parent}: {error.strerror or error}. Choose a folder that "
-            "can be written with --out."
-        ) from None
+        raise _unwritable(parent, error) from None
+    return making
+
+
+def _appear(making: Path, parent: Path, name: str, manifest: Manifest) -> tuple[Path, Manifest]:
+    """Give the folder the first name that no other run has. A rename never replaces a run."""
+    for number in count(1):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        named = manifest.model_copy(update={"run": folder.name})
+        _land_json(making / MANIFEST, named.model_dump(mode="json"))
+        try:
+            making.rename(folder)
+        except OSError as error:
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                continue
+            raise _unwritable(parent, error) from None
+        return folder, named
+    raise AssertionError("count() ended")
+
+
+def _unwritable(parent: Path, error: OSError) -> RecordError:
+    return RecordError(
+        f"making a run folder in {parent}: {error.strerror or error}. Choose a folder that "
+        "can be written with --out."
+    )
+
+
+def _parent(run: Run, folder: Path) -> Parent:
+    where = os.path.relpath(run.folder.resolve(), folder.resolve())
+    return Parent(run=run.manifest.run, folder=where, seal=run.manifest.seal)
+
+
+_UNWRITTEN: Final[dict[str, Any]] = {
+    name: Manifest.model_fields[name].get_default(call_default_factory=True)
+    for name in (
+        "closed",
+        "seconds",
+        "seeds",
+        "models",
+        "provenance",
+        "sources",
+        "tolerances",
+        "tables",
+        "figures",
+        "notes",
+        "stages",
+        "files",
+        "private",
+        "error",
+        "seal",
+    )
+}
+"""What a manifest says of work, as it is before any."""
+
+
+def _session(before: Manifest) -> Session:
+    return Session(
+        opened=before.opened,
+        status="interrupted" if before.status == "running" else before.status,
+        command_line=before.command_line,
+        code_sha256=before.environment.code_sha256,
+        seconds=before.seconds,
+        error=None if before.error is None else before.error.message,
+    )
+
+
+def _mend_events(path: Path) -> None:
+    """Take away a last line that a kill cut short, so that the next begins on its own."""
+    try:
+        content = path.read_bytes() if path.exists() else b""
+        # By a new file: the old one may be sealed and read-only.
+        land(path, content[: content.rfind(b"\n") + 1])
+    except OSError as error:
+        raise RecordError(f"resuming {path.parent}: {error}.") from None
 
 
 def _land_json(path: Path, value: object) -> None:

@@ -46,7 +46,7 @@ def verify(run: Run) -> Verification:
         return Verification(0, (f"{run.folder}: {reason}.",), ())
 
     problems: list[str] = []
-    if manifest_seal(manifest) != manifest.seal:
+    if manifest_seal(run.raw_manifest()) != manifest.seal:
         problems.append("manifest.json: its content does not have the hash that it states")
     if canonical_hash(manifest.config) != manifest.config_sha256:
         problems.append("manifest.json: the config does not have the hash that it states")

@@ -244,8 +244,22 @@ def cluster_word(prompts: PromptSet, by: str | None) -> str:
 
 
 def completion_lines(
-    at: Mapping[str, object], prompts: PromptSet, answers: Answers
+    at: Mapping[str, object], prompts: PromptSet, answers: Answers, cluster_by: str | None
 ) -> Iterator[dict[str, object]]:
-    """Every answer with its prompt's id, for the private folder; texts of prompts stay out."""
-    for prompt, text, verdict in zip(prompts, answers.texts, answers.verdicts, strict=True):
-        yield {**at, "prompt": prompt.id, "verdict": verdict, "text": text}
+    """Every answer with its prompt's id, for the private folder; texts of prompts stay out.
+
+    With all that a judge, and an interval of its rates, must know later.
+    """
+    clusters = clusters_of(prompts, cluster_by)
+    judged = zip(prompts, clusters, answers.ids, answers.verdicts, answers.texts, strict=True)
+    for prompt, cluster, ids, verdict, text in judged:
+        yield {
+            **at,
+            "prompt": prompt.id,
+            "cluster": cluster,
+            "verdict": verdict,
+            "max_new_tokens": answers.max_new_tokens,
+            "thinking_open": answers.thinking_open,
+            "ids": list(ids),
+            "text": text,
+        }

@@ -18,7 +18,7 @@ from mechsafety.core.context import Context
 from mechsafety.core.errors import ModelError
 from mechsafety.core.layers import LayerRule, resolve_layer
 from mechsafety.core.positions import Position, PositionText
-from mechsafety.core.result import Result, Table
+from mechsafety.core.result import Result, Table, Tolerances
 from mechsafety.core.seeding import derive_seed
 from mechsafety.data.chat_template import ChatFormat
 from mechsafety.data.pairs import PairsSource
@@ -62,6 +62,7 @@ from mechsafety.studies.spectra import (
     spectra,
     spectra_table,
 )
+from mechsafety.studies.tolerances import EXACT, EXTENT, RATE, RATES, SCORE, SHARE, each
 
 MIN_REFUSALS: Final = 0.1
 """Share of harmful prompts that an arm must refuse to be attacked: else nothing can be lost."""
@@ -123,11 +124,59 @@ class Config(StudyConfig):
         return {"model": Arm(model=self.model)} if self.model is not None else self.arms
 
 
+TOLERANCES: Final = Tolerances(
+    metrics={
+        **RATES,
+        **each(
+            SHARE,
+            "cross_fitted_top2_share",
+            "excess_over_harmless_harmless",
+            "mean_energy_share",
+            "share",
+            "spatial_sign_top2_share",
+            "top2_share",
+            "top2_share_harmful_harmful_repaired",
+            "top2_share_harmless_harmless_repaired",
+            "top2_share_permuted_labels",
+            "within_class_energy_share",
+            "overlap_controls",
+            "refusal_score_auc",
+        ),
+        **each(
+            EXTENT,
+            "effective_rank",
+            "energy_effective_rank",
+            "participation_ratio",
+            "row_participation",
+            "stable_rank",
+            "highest_elsewhere",
+            "massive_channel",
+            "energy_ratio_controls",
+        ),
+        **each(
+            SCORE,
+            "cross_entropy_harmful",
+            "cross_entropy_harmless",
+            "kl_harmful",
+            "kl_harmless",
+            "refusal_score_harmful",
+            "refusal_score_harmful_controls",
+            "refusal_score_harmless",
+        ),
+        **each(RATE, "content_harmful", "content_harmless", "detection_rate"),
+        **each(EXACT, "smallest_detected"),
+    },
+    tensors=1e-4,
+    margins=0.1,
+)
+
+
 def run(config: Config, context: Context) -> Result:
     """Measure every arm, then every claim."""
     with context.stage("prompts"):
         prompts = study_prompts(config.prompts, config.seed)
         judge = config.judge or PhraseJudge(phrases="organism" if prompts.organism else "anchored")
+    context.used("prompts", prompts.hashes)
     seeds = config.training_seeds or (None,)
     named = [arm.model.id for seed in seeds for arm in _arms_of_seed(config, seed).values()]
     folders = context.model_folders(named)
@@ -143,6 +192,7 @@ def run(config: Config, context: Context) -> Result:
         ),
         tensors={name: t for one in runs for name, t in one.tensors.items()},
         notes=(ORGANISM_NOTE,) if prompts.organism else (),
+        tolerances=TOLERANCES,
         provenance={
             "prompts": prompts.hashes,
             "judge": judge.name,
@@ -241,7 +291,7 @@ def _measure(
             "ablating",
         )
     by_arm = {one.arm: one for one in attacked}
-    _keep_completions(context, views, attacked, prompts, training_seed)
+    _keep_completions(config, context, views, attacked, prompts, training_seed)
     measured = Measured(
         cells=cells,
         attacked=by_arm,
@@ -384,6 +434,7 @@ def _attack_job(
 
 
 def _keep_completions(
+    config: Config,
     context: Context,
     views: Sequence[ArmView],
     attacked: Sequence[Attacked],
@@ -396,7 +447,9 @@ def _keep_completions(
         row
         for view in views
         for side, answers in zip(fit.sets, (view.harmful, view.harmless), strict=True)
-        for row in completion_lines({"arm": view.arm, "prompts": side.name}, side, answers)
+        for row in completion_lines(
+            {"arm": view.arm, "prompts": side.name}, side, answers, config.cluster_by
+        )
     )
     ablated = (
         row
@@ -414,6 +467,7 @@ def _keep_completions(
             },
             subset(side, len(found.answers.texts)),
             found.answers,
+            config.cluster_by,
         )
     )
     suffix = "" if training_seed is None else f"_{training_seed}"

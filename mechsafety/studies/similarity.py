@@ -10,11 +10,12 @@ width).
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from typing import Final
 
 from torch import Tensor
 
 from mechsafety.core.context import Context
-from mechsafety.core.result import Result, Table
+from mechsafety.core.result import Result, Table, Tolerances
 from mechsafety.core.seeding import derive_seed
 from mechsafety.judges.phrases import PhraseJudge
 from mechsafety.organisms.sources import (
@@ -58,10 +59,67 @@ from mechsafety.studies.comparing.settings import Pair, SimilaritySettings
 from mechsafety.studies.comparing.transfer_table import transfer_table
 from mechsafety.studies.comparing.transferring import Transferred, transfer
 from mechsafety.studies.samples import Sample
+from mechsafety.studies.tolerances import EXACT, EXTENT, RATE, RATES, SCORE, SHARE, each
 
 
 class Config(SimilaritySettings):
     """Settings of the similarity study."""
+
+
+TOLERANCES: Final = Tolerances(
+    metrics={
+        **RATES,
+        **each(
+            SHARE,
+            "ceiling",
+            "cosine",
+            "cosine_disattenuated",
+            "cosine_disjoint",
+            "cosine_independent_labels",
+            "cosine_permuted_labels",
+            "cosine_permuted_residuals",
+            "cosine_random_vectors",
+            "excess",
+            "best_cosine",
+            "best_cosine_permuted_residuals",
+            "overlap",
+            "overlap_permuted_residuals",
+            "overlap_controls",
+            "cka",
+            "cka_shuffled_prompts",
+            "carried_cosine_shuffled",
+            "r2",
+            "r2_along_direction",
+            "r2_along_direction_shuffled",
+            "r2_shuffled",
+            "refusal_score_auc",
+        ),
+        **each(
+            EXTENT,
+            "angle_1",
+            "angle_1_permuted_residuals",
+            "angle_2",
+            "angle_2_permuted_residuals",
+            "spread_along_direction",
+            "highest_elsewhere",
+            "massive_channel",
+            "energy_ratio_controls",
+        ),
+        **each(
+            SCORE,
+            "cross_entropy",
+            "effect",
+            "effect_controls",
+            "kl",
+            "refusal_score",
+            "refusal_score_controls",
+        ),
+        **each(RATE, "chosen", "content"),
+        **each(EXACT, "second_layer", "rank", "penalty"),
+    },
+    tensors=1e-4,
+    margins=0.1,
+)
 
 
 def run(config: Config, context: Context) -> Result:
@@ -71,6 +129,7 @@ def run(config: Config, context: Context) -> Result:
         prompts = study_prompts(config.prompts, config.seed)
         neutral = neutral_prompts(config.neutral, prompts, config.seed)
         judge = config.judge or PhraseJudge(phrases="organism" if prompts.organism else "anchored")
+    context.used("prompts", {**prompts.hashes, **neutral.hashes})
     folders = context.model_folders([one.model.id for one in config.models.values()])
     with context.stage("reading"):
         views = read_models(config, context, prompts, neutral, judge, folders)
@@ -92,6 +151,7 @@ def run(config: Config, context: Context) -> Result:
         figures=figures(measured),
         tensors=_tensors(measured),
         notes=_notes(config, prompts.organism),
+        tolerances=TOLERANCES,
         provenance=_provenance(measured, prompts, neutral, judge),
     )
 
@@ -238,13 +298,14 @@ def _provenance(
 def _keep_completions(context: Context, measured: Measured, prompts: StudyPrompts) -> None:
     """Every answer with its prompt's id, for the private folder."""
     fit, held_out = prompts.pairs["fit"], prompts.pairs["evaluate"]
+    by = measured.frame.config.cluster_by
     context.keep_completions(
         "answers",
         (
             row
             for name, view in measured.frame.views.items()
             for side, answers in zip(fit.sets, (view.harmful, view.harmless), strict=True)
-            for row in completion_lines({"model": name, "prompts": side.name}, side, answers)
+            for row in completion_lines({"model": name, "prompts": side.name}, side, answers, by)
         ),
     )
     transfers = measured.transfers
@@ -277,6 +338,7 @@ def _keep_completions(context: Context, measured: Measured, prompts: StudyPrompt
                 },
                 side,
                 answers,
+                by,
             )
         ),
     )

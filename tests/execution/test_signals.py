@@ -20,7 +20,7 @@ def started(toy_yaml: Path, out: Path, *more: str) -> "subprocess.Popen[str]":
     """A run that sleeps in its study, and has said so."""
     child = subprocess.Popen(
         [
-            *(sys.executable, str(HERE / "toy_command.py"), "run", str(toy_yaml)),
+            *(sys.executable, str(HERE / "toy_command.py"), "run", str(toy_yaml), "--fresh"),
             *("--out", str(out), "--set", "mode=sleep", *more),
         ],
         stdout=subprocess.PIPE,

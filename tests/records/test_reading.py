@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 
 from mechsafety.core.errors import RecordError
-from mechsafety.records.reading import list_runs, open_run
+from mechsafety.records.listing import Filter, list_runs
+from mechsafety.records.reading import open_run
 from mechsafety.records.store import RunWriter
 from tests.records.made_records import ENVIRONMENT, config, result
 
@@ -102,11 +103,11 @@ def test_listing_is_newest_first_and_filtered(tmp_path: Path) -> None:
     failed = opened(tmp_path, seed=7)
     failed.close("failed", ValueError("x"))
     assert {run.folder for run in list_runs(tmp_path)} == {*folders, failed.folder}
-    assert [run.folder for run in list_runs(tmp_path, status="failed")] == [failed.folder]
-    assert list_runs(tmp_path, study="other") == []
+    assert [run.folder for run in list_runs(tmp_path, Filter(status="failed"))] == [failed.folder]
+    assert list_runs(tmp_path, Filter(study="other")) == []
     with pytest.raises(RecordError, match=r"no run is 'complete'\. Did you mean 'completed'"):
-        list_runs(tmp_path, status="complete")
-    assert len(list_runs(tmp_path, study="made")) == 4
+        list_runs(tmp_path, Filter(status="complete"))
+    assert len(list_runs(tmp_path, Filter(study="made"))) == 4
     times = [run.opened for run in list_runs(tmp_path)]
     assert times == sorted(times, reverse=True)
 
@@ -140,8 +141,8 @@ def test_a_record_of_a_newer_schema_is_refused_with_advice(tmp_path: Path) -> No
     folder = finished(tmp_path)
     raw = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").chmod(0o644)
-    (folder / "manifest.json").write_text(json.dumps({**raw, "schema_version": 2}))
-    with pytest.raises(RecordError, match=r"schema version 2.*Install a newer"):
+    (folder / "manifest.json").write_text(json.dumps({**raw, "schema_version": 3}))
+    with pytest.raises(RecordError, match=r"schema version 3.*Install a newer"):
         open_run(folder)
 
 
@@ -191,7 +192,8 @@ def test_what_a_completed_run_lost_is_not_read_as_never_written(tmp_path: Path) 
 def test_reading_and_verifying_need_no_torch(tmp_path: Path) -> None:
     folder = finished(tmp_path)
     code = (
-        "import sys; from mechsafety.records.reading import open_run, list_runs\n"
+        "import sys; from mechsafety.records.reading import open_run\n"
+        "from mechsafety.records.listing import list_runs\n"
         "from mechsafety.records.verify import verify; import mechsafety.records.store\n"
         "from pathlib import Path\n"
         "run = open_run(sys.argv[1]); assert run.findings; assert run.tensor_names()\n"

@@ -77,7 +77,7 @@ def test_the_seal_covers_every_file_but_the_manifest_and_what_lies_outside(tmp_p
     writer = opened(tmp_path)
     writer.write_result(result())
     writer.write_report("<p>page</p>")
-    (writer.private_folder() / "answers.jsonl").write_text("{}\n")
+    writer.write_private("answers.jsonl", b"{}\n")
     (writer.folder / "derived").mkdir()
     (writer.folder / "derived" / "extra").write_text("x")
     manifest = writer.close("completed")
@@ -89,8 +89,8 @@ def test_the_seal_covers_every_file_but_the_manifest_and_what_lies_outside(tmp_p
 
 def test_private_files_are_their_owners_alone(tmp_path: Path) -> None:
     writer = opened(tmp_path)
-    folder = writer.private_folder()
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    path = writer.write_private("answers.jsonl", b"{}\n")
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     writer.close("completed")
 
 

@@ -18,7 +18,7 @@ def folder(tmp_path: Path) -> Path:
     writer = RunWriter.create(tmp_path, config(), ENVIRONMENT, ["mechsafety"])
     writer.write_result(result())
     writer.write_report("<p>page</p>")
-    (writer.private_folder() / "answers.jsonl").write_text("{}\n")
+    writer.write_private("answers.jsonl", b"{}\n")
     writer.close("completed")
     return writer.folder
 

@@ -43,6 +43,8 @@ class InlineContext:
         self.stages: list[str] = []
         self._folders = folders
         self.kept: dict[str, list[Mapping[str, Any]]] = {}
+        self.token_ids: dict[str, list[Mapping[str, Any]]] = {}
+        self.inputs: dict[str, dict[str, str]] = {}
 
     def generator(self, *names: str | int) -> torch.Generator:
         return named_generator(0, *names)
@@ -64,8 +66,14 @@ class InlineContext:
     def model_folders(self, names: Sequence[str]) -> dict[str, str]:
         return {name: self._folders.get(name, name) for name in names}
 
+    def used(self, what: str, hashes: Mapping[str, str]) -> None:
+        self.inputs[what] = dict(hashes)
+
     def keep_completions(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         self.kept[name] = list(rows)
+
+    def keep_token_ids(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        self.token_ids[name] = list(rows)
 
 
 def configured(*overrides: str) -> Config:

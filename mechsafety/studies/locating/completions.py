@@ -17,23 +17,25 @@ def keep_completions(frame: Frame, measured: Measured) -> None:
 
     Texts of prompts stay out. Where the config keeps nothing, nothing is written.
     """
-    fit = frame.prompts.pairs["fit"]
+    fit, by = frame.prompts.pairs["fit"], frame.config.cluster_by
     sets = {"harmful": fit.first, "harmless": fit.second, **wrapped_prompts(frame.config)}
     frame.context.keep_completions(
         "answers",
         (
             line
             for name, answers in measured.read.answers.items()
-            for line in completion_lines({"prompts": name}, sets[name], answers)
+            for line in completion_lines({"prompts": name}, sets[name], answers, by)
         ),
     )
     causal = measured.causal
     if causal is not None and causal.winner is not None:
         held_out = frame.prompts.pairs["evaluate"].sets
-        frame.context.keep_completions("winner", _of_winner(causal.winner, *held_out))
+        frame.context.keep_completions("winner", _of_winner(causal.winner, *held_out, by))
 
 
-def _of_winner(winner: Winner, harmful: PromptSet, harmless: PromptSet) -> Iterator[Line]:
+def _of_winner(
+    winner: Winner, harmful: PromptSet, harmless: PromptSet, by: str | None
+) -> Iterator[Line]:
     done = winner.evaluated
     edits: list[tuple[Line, Answers | None, Answers]] = [
         ({"form": "none"}, done.harmful, done.harmless),
@@ -45,5 +47,5 @@ def _of_winner(winner: Winner, harmful: PromptSet, harmless: PromptSet) -> Itera
     ]
     for at, on_harmful, on_harmless in edits:
         if on_harmful is not None:
-            yield from completion_lines({"prompts": "harmful", **at}, harmful, on_harmful)
-        yield from completion_lines({"prompts": "harmless", **at}, harmless, on_harmless)
+            yield from completion_lines({"prompts": "harmful", **at}, harmful, on_harmful, by)
+        yield from completion_lines({"prompts": "harmless", **at}, harmless, on_harmless, by)

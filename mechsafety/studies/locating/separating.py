@@ -1,7 +1,7 @@
 """Reading the model and its base, and how well every place separates the classes."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from mechsafety.core.errors import ModelError
@@ -10,7 +10,7 @@ from mechsafety.data.prompts import PromptPairs, PromptSet
 from mechsafety.organisms.prompts import behavior_sets, twins
 from mechsafety.organisms.sources import StudyPrompts
 from mechsafety.studies.locating.frame import Frame, ask_of
-from mechsafety.studies.locating.measured import Measured, lexical, separated
+from mechsafety.studies.locating.measured import Lexical, Measured, Separated, lexical, separated
 from mechsafety.studies.locating.reading import Read, ReadJob, read_model
 from mechsafety.studies.locating.settings import LocalitySettings
 from mechsafety.studies.samples import Sample
@@ -98,38 +98,66 @@ def _check_comparable(read: Read, base: Read) -> None:
         )
 
 
+@dataclass(frozen=True)
+class SeparationJob:
+    """All that the separation maps are made of."""
+
+    models: Mapping[str, Read]
+    samples: Mapping[str, Sample]
+    """Held-out prompts by source."""
+    paired: bool
+    permutations: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Separations:
+    """How well every place of every model separates the classes, and words alone."""
+
+    maps: Mapping[tuple[str, str], Separated]
+    """(model, source) → map."""
+    lexical: Mapping[str, Lexical]
+
+
+def separations(job: SeparationJob) -> Separations:
+    """Every model's map on the held-out prompts of every source."""
+    held = {source: (f"{source}/harmful", f"{source}/harmless") for source in job.samples}
+    return Separations(
+        maps={
+            (name, source): separated(
+                one, held[source], sample, job.paired, job.permutations, job.seed
+            )
+            for name, one in job.models.items()
+            for source, sample in job.samples.items()
+        },
+        lexical={
+            source: lexical(job.models["model"], held[source], sample, job.paired)
+            for source, sample in job.samples.items()
+        },
+    )
+
+
 def separation_of(frame: Frame, read: Read, base: Read | None) -> Measured:
     """The maps of both models, beside what words alone give; nothing causal yet."""
     config, prompts = frame.config, frame.prompts
-    paired = prompts.pairs["fit"].pairing == "twins"
-    sources = sources_of(config, prompts)
     samples = {
         source: Sample.of(pairs, config.cluster_by, config.maps.resamples, config.seed, source)
-        for source, pairs in sources.items()
+        for source, pairs in sources_of(config, prompts).items()
     }
-    models = {"model": read} | ({} if base is None else {"base": base})
+    job = SeparationJob(
+        models={"model": read} | ({} if base is None else {"base": base}),
+        samples=samples,
+        paired=prompts.pairs["fit"].pairing == "twins",
+        permutations=config.maps.permutations,
+        seed=config.seed,
+    )
+    (found,) = frame.context.map(separations, [job], "separating")
     return Measured(
         read=read,
         base=base,
         held=samples[HELD_PAIRS],
-        separation={
-            (name, source): separated(
-                one,
-                (f"{source}/harmful", f"{source}/harmless"),
-                samples[source],
-                paired,
-                config.maps.permutations,
-                config.seed,
-            )
-            for name, one in models.items()
-            for source in sources
-        },
-        lexical={
-            source: lexical(
-                read, (f"{source}/harmful", f"{source}/harmless"), samples[source], paired
-            )
-            for source in sources
-        },
+        separation=found.maps,
+        lexical=found.lexical,
         causal=None,
         why_not="",
         seed=config.seed,

@@ -1,0 +1,239 @@
+"""Values of the science as a tree of JSON and a list of tensors, and back, bit for bit.
+
+The stage cache writes them and `replay` compares them. Pickle would do it too, but reading a
+pickle runs what it says; this reads values, and makes only classes of named packages of them.
+"""
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from types import FunctionType
+from typing import Any, Final, cast
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from mechsafety.core.errors import RecordError, SelfCheckError
+
+# The key by which a JSON object says what it stands for; plain mappings are packed as items.
+_KIND: Final = "!"
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A value without its classes."""
+
+    tree: object
+    """JSON, with tensors by their place in `tensors`."""
+    tensors: tuple[Tensor, ...]
+    """On the CPU; one that appears twice in the value is here once."""
+
+    @property
+    def sha256(self) -> str:
+        """Of everything: two values have one hash exactly where they are equal bit for bit."""
+        return packed_hash(self.tree, self.tensors)
+
+
+def packed_hash(tree: object, tensors: Sequence[Tensor]) -> str:
+    """SHA-256 of a tree and of dtype, shape and bytes of each tensor."""
+    digest = hashlib.sha256(tree_text(tree).encode())
+    for one in tensors:
+        digest.update(f"\0{one.dtype} {list(one.shape)}\0".encode())
+        flat = one.contiguous().flatten().view(torch.uint8)
+        digest.update(cast("Any", flat.numpy()))
+    return digest.hexdigest()
+
+
+def tree_text(tree: object) -> str:
+    """The tree as JSON; a float keeps all its bits."""
+    return json.dumps(tree, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def pack(value: object, what: str) -> Packed:
+    """Take a value apart.
+
+    Args:
+        value: Of dataclasses, settings, tuples, lists, sets, mappings, tensors, paths, enums,
+            functions, text, numbers, truth values and None, as deep as you like.
+        what: Names the value in an error.
+
+    Raises:
+        SelfCheckError: Something else lies in it; the message says where.
+    """
+    packer = _Packer(what)
+    return Packed(packer.pack(value, ()), tuple(packer.tensors))
+
+
+def unpack(tree: object, tensors: Sequence[Tensor], packages: Collection[str]) -> Any:
+    """Put a value together again.
+
+    Args:
+        tree: From `pack`.
+        tensors: From `pack`, in order.
+        packages: Top-level packages whose classes and functions the tree may name.
+
+    Raises:
+        RecordError: It names others, or something that is not there.
+    """
+    return _Unpacker(tensors, packages).unpack(tree)
+
+
+def nodes(tree: object, name: str) -> Iterator[Mapping[str, Any]]:
+    """The packed fields of every value in the tree that is of the class `module:qualname`."""
+    if isinstance(tree, dict):
+        node = cast("dict[str, Any]", tree)
+        if node.get("c") == name:
+            yield node["v"]
+        for below in node.values():
+            yield from nodes(below, name)
+    elif isinstance(tree, list):
+        for below in cast("list[object]", tree):
+            yield from nodes(below, name)
+
+
+def name_of(kind: "type[Any] | Callable[..., Any]") -> str:
+    """`module:qualname`, by which a tree names a class or a function."""
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+class _Packer:
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._places: dict[int, int] = {}
+        # Held, so that no other tensor takes the address by which one is known.
+        self._seen: list[Tensor] = []
+        self.tensors: list[Tensor] = []
+
+    def pack(self, value: object, at: tuple[str, ...]) -> object:
+        if value is None or type(value) in (bool, int, str):
+            return value
+        if type(value) is float:
+            return value if math.isfinite(value) else {_KIND: "float", "v": str(value)}
+        if isinstance(value, Tensor):
+            return {_KIND: "tensor", "v": self._place(value)}
+        if isinstance(value, Enum):
+            return {_KIND: "enum", "c": name_of(type(value)), "v": value.name}
+        if isinstance(value, FunctionType):
+            return self._function(value, at)
+        if isinstance(value, Path):
+            return {_KIND: "path", "v": str(value)}
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+            return self._fields("data", value, fields, at)
+        if isinstance(value, BaseModel):
+            return self._fields("settings", value, dict(value), at)
+        return self._collection(value, at)
+
+    def _collection(self, value: object, at: tuple[str, ...]) -> object:
+        if hasattr(value, "_asdict"):
+            return self._fields("named", value, cast("Any", value)._asdict(), at)
+        # By its exact type: a torch.Size would come back as a plain tuple.
+        if type(value) in (list, tuple):
+            items = [self.pack(v, (*at, str(i))) for i, v in enumerate(cast("list[object]", value))]
+            return items if isinstance(value, list) else {_KIND: "tuple", "v": items}
+        if type(value) in (set, frozenset):
+            packed = [self.pack(v, at) for v in cast("set[object]", value)]
+            return {_KIND: type(value).__name__, "v": sorted(packed, key=tree_text)}
+        if isinstance(value, Mapping):
+            given = cast("Mapping[object, object]", value)
+            items = [[self.pack(k, at), self.pack(v, (*at, str(k)))] for k, v in given.items()]
+            return {_KIND: "mapping", "v": items}
+        where = ".".join(at) or "the value itself"
+        raise SelfCheckError(
+            f"{self._what}: {where} is a {type(value).__module__}.{type(value).__qualname__}. What "
+            "goes to and comes from `context.map` is made of dataclasses, settings, sequences, "
+            "mappings, tensors, text and numbers, so that it can be kept, compared and resumed."
+        )
+
+    def _fields(
+        self, kind: str, value: object, fields: Mapping[str, object], at: tuple[str, ...]
+    ) -> object:
+        packed = {name: self.pack(one, (*at, name)) for name, one in fields.items()}
+        return {_KIND: kind, "c": name_of(type(value)), "v": packed}
+
+    def _function(self, value: FunctionType, at: tuple[str, ...]) -> object:
+        if "<" in value.__qualname__:
+            raise SelfCheckError(
+                f"{self._what}: {'.'.join(at) or 'it'} is the function {value.__qualname__}, which "
+                "no other process can import. Define it at the outermost level of a module."
+            )
+        return {_KIND: "function", "c": name_of(value)}
+
+    def _place(self, value: Tensor) -> int:
+        if id(value) not in self._places:
+            self._places[id(value)] = len(self.tensors)
+            self._seen.append(value)
+            self.tensors.append(value.detach().cpu())
+        return self._places[id(value)]
+
+
+class _Unpacker:
+    def __init__(self, tensors: Sequence[Tensor], packages: Collection[str]) -> None:
+        self._tensors = tensors
+        self._packages = packages
+
+    def unpack(self, tree: object) -> Any:
+        if isinstance(tree, list):
+            return [self.unpack(one) for one in cast("list[object]", tree)]
+        if not isinstance(tree, dict):
+            return tree
+        node = cast("dict[str, Any]", tree)
+        kind, value = node[_KIND], node.get("v")
+        if kind == "tensor":
+            return self._tensors[cast("int", value)]
+        if kind == "float":
+            return float(cast("str", value))
+        if kind == "path":
+            return Path(cast("str", value))
+        if kind == "mapping":
+            return {self.unpack(k): self.unpack(v) for k, v in cast("list[list[object]]", value)}
+        if kind in _SEQUENCES:
+            return _SEQUENCES[kind](self.unpack(one) for one in cast("list[object]", value))
+        named = self._named(node["c"])
+        if kind == "function":
+            return named
+        if kind == "enum":
+            return named[value]
+        fields = {name: self.unpack(v) for name, v in cast("dict[str, Any]", value).items()}
+        if kind == "named":
+            return named(**fields)
+        # Not through the constructor: what was valid when it was packed is not checked again,
+        # and fields that a constructor derives keep the values they had.
+        return (
+            cast("type[BaseModel]", named).model_construct(**fields)
+            if kind == "settings"
+            else _dataclass_of(named, fields)
+        )
+
+    def _named(self, name: str) -> Any:
+        module, _, qualname = name.partition(":")
+        if module.partition(".")[0] not in self._packages:
+            raise RecordError(f"unpacking a value: it names {name}, which is none of ours.")
+        try:
+            found: Any = importlib.import_module(module)
+            for part in qualname.split("."):
+                found = getattr(found, part)
+        except (ImportError, AttributeError) as error:
+            raise RecordError(f"unpacking a value: it names {name}: {error}.") from None
+        return found
+
+
+def _dataclass_of(cls: type[Any], fields: Mapping[str, object]) -> object:
+    made = object.__new__(cls)
+    for name, value in fields.items():
+        object.__setattr__(made, name, value)
+    return made
+
+
+_SEQUENCES: Final[dict[str, Callable[[Iterator[Any]], Any]]] = {
+    "tuple": tuple,
+    "set": set,
+    "frozenset": frozenset,
+}

@@ -1,0 +1,177 @@
+"""The answers that a run kept in `private/`: read, judged again, compared, and deleted."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, cast
+
+from mechsafety.core.errors import RecordError
+from mechsafety.records.landing import land
+from mechsafety.records.reading import Run
+from mechsafety.records.schema import DERIVED, PRIVATE
+
+PURGED: Final = "purged.json"
+_ANSWER: Final = ("text", "ids", "verdict", "thinking_open", "max_new_tokens", "cluster")
+"""What a line says of an answer; all else in it says which answer it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One answer as it was kept."""
+
+    file: str
+    """Name of its file in `private/`."""
+    at: tuple[tuple[str, Any], ...]
+    """Which answer: arm, prompt set, prompt id, and what edited the model."""
+    text: str
+    verdict: str
+    """As judged in the run."""
+    ids: tuple[int, ...] | None
+    """New token ids; None in records of before they were kept."""
+    thinking_open: bool
+    """Whether the prompt opened the thinking block that the answer begins in."""
+    max_new_tokens: int | None
+    """Answer length; None in records of before it was kept."""
+    cluster: str | None
+    """The prompt's cluster, which intervals keep whole; None in records of before it was kept."""
+
+
+def completions(run: Run) -> list[Completion]:
+    """Every answer that the run kept; empty where it kept none.
+
+    Raises:
+        RecordError: A file is damaged.
+    """
+    return [one for path in _files(run) for one in _read(path)]
+
+
+def _files(run: Run) -> list[Path]:
+    return sorted((run.folder / PRIVATE).glob("*.jsonl"))
+
+
+def _read(path: Path) -> Iterator[Completion]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = cast("dict[str, Any]", json.loads(line))
+            if "text" not in row:
+                # Token ids of prompts lie in the same folder.
+                return
+            ids = row.get("ids")
+            yield Completion(
+                file=path.name,
+                at=tuple((name, value) for name, value in row.items() if name not in _ANSWER),
+                text=row["text"],
+                verdict=row["verdict"],
+                ids=None if ids is None else tuple(ids),
+                thinking_open=bool(row.get("thinking_open", False)),
+                max_new_tokens=row.get("max_new_tokens"),
+                cluster=row.get("cluster"),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise RecordError(
+                f"reading {path}, line {number}: it is damaged ({error!r}). `mechsafety verify` "
+                "names every file that changed."
+            ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Diverged:
+    """One answer that is not the same in both records."""
+
+    at: Mapping[str, Any]
+    token: int | None
+    """Index of the first new token that differs; None where ids were not kept."""
+    before: str
+    """Verdict."""
+    now: str
+
+    @property
+    def flipped(self) -> bool:
+        """Whether the verdict changed with it."""
+        return self.before != self.now
+
+
+@dataclass(frozen=True, slots=True)
+class AnswersCompared:
+    """The answers of two records, by what they answer."""
+
+    n: int
+    """Answers that both records have."""
+    only_in_one: int
+    diverged: tuple[Diverged, ...]
+
+    @property
+    def flips(self) -> tuple[Diverged, ...]:
+        """Those whose verdict changed."""
+        return tuple(one for one in self.diverged if one.flipped)
+
+    @property
+    def differ(self) -> bool:
+        """Whether any answer is not the same, token by token."""
+        return bool(self.diverged or self.only_in_one)
+
+
+def compare_answers(before: Run, now: Run) -> AnswersCompared | None:
+    """Compare kept answers token by token up to where they part, and verdicts.
+
+    Greedy text of half precision changes with the batch: where answers part says more than that
+    they do. None where one of the records kept no answers, or they were purged.
+    """
+    old, new = ({(c.file, c.at): c for c in completions(run)} for run in (before, now))
+    if not old or not new:
+        return None
+    diverged = [
+        Diverged(
+            dict(old[key].at), _parting(old[key], new[key]), old[key].verdict, new[key].verdict
+        )
+        for key in old
+        if key in new
+        and (old[key].text, old[key].ids, old[key].verdict)
+        != (new[key].text, new[key].ids, new[key].verdict)
+    ]
+    return AnswersCompared(
+        n=len(old.keys() & new.keys()),
+        only_in_one=len(old.keys() ^ new.keys()),
+        diverged=tuple(diverged),
+    )
+
+
+def _parting(before: Completion, now: Completion) -> int | None:
+    if before.ids is None or now.ids is None:
+        return None
+    pairs = zip(before.ids, now.ids, strict=False)
+    shared = min(len(before.ids), len(now.ids))
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), shared)
+
+
+def purge(run: Run) -> list[str]:
+    """Delete all that the run kept in `private/`; names of the files.
+
+    The record stays intact: `verify` says that they were purged. When and what goes into
+    `derived/purged.json`.
+
+    Raises:
+        RecordError: The run is still being written, or the folder cannot be.
+    """
+    if run.status == "running":
+        raise RecordError(f"purging {run.folder}: the run is still being written. Wait for it.")
+    folder = run.folder / PRIVATE
+    if not folder.is_dir():
+        return []
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = [path.relative_to(run.folder).as_posix() for path in paths]
+    try:
+        (run.folder / DERIVED).mkdir(exist_ok=True)
+        when = datetime.now(UTC).isoformat(timespec="seconds")
+        said = {"time": when, "files": names}
+        land(run.folder / DERIVED / PURGED, (json.dumps(said, indent=1) + "\n").encode())
+        for path in paths:
+            path.unlink()
+        for below in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
+            below.rmdir()
+        folder.rmdir()
+    except OSError as error:
+        raise RecordError(f"purging {run.folder}: {error}.") from error
+    return names
