@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from enum import Enum
 from pathlib import Path
 from types import FunctionType
@@ -60,8 +61,8 @@ def pack(value: object, what: str) -> Packed:
     """Take a value apart.
 
     Args:
-        value: Of dataclasses, settings, tuples, lists, sets, mappings, tensors, paths, enums,
-            functions, text, numbers, truth values and None, as deep as you like.
+        value: Of dataclasses, settings, tuples, lists, sets, mappings, tensors, paths, dates,
+            enums, functions, text, numbers, truth values and None, as deep as you like.
         what: Names the value in an error.
 
     Raises:
@@ -124,6 +125,8 @@ class _Packer:
             return self._function(value, at)
         if isinstance(value, Path):
             return {_KIND: "path", "v": str(value)}
+        if type(value) is date:
+            return {_KIND: "date", "v": value.isoformat()}
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
             return self._fields("data", value, fields, at)
@@ -188,10 +191,8 @@ class _Unpacker:
         kind, value = node[_KIND], node.get("v")
         if kind == "tensor":
             return self._tensors[cast("int", value)]
-        if kind == "float":
-            return float(cast("str", value))
-        if kind == "path":
-            return Path(cast("str", value))
+        if kind in _FROM_TEXT:
+            return _FROM_TEXT[kind](cast("str", value))
         if kind == "mapping":
             return {self.unpack(k): self.unpack(v) for k, v in cast("list[list[object]]", value)}
         if kind in _SEQUENCES:
@@ -232,6 +233,11 @@ def _dataclass_of(cls: type[Any], fields: Mapping[str, object]) -> object:
     return made
 
 
+_FROM_TEXT: Final[dict[str, Callable[[str], Any]]] = {
+    "float": float,
+    "path": Path,
+    "date": date.fromisoformat,
+}
 _SEQUENCES: Final[dict[str, Callable[[Iterator[Any]], Any]]] = {
     "tuple": tuple,
     "set": set,
