@@ -1,12 +1,15 @@
 """The table of what carried directions do."""
 
+from collections.abc import Mapping
+
 from mechsafety.core.result import Dimension, Table
 from mechsafety.judges.phrases import PhraseJudge
 from mechsafety.judges.rates import rates
+from mechsafety.metrics.resampling import Resampling
 from mechsafety.studies.cell_rows import add_added, add_cell, add_proxy, add_scores
 from mechsafety.studies.comparing.measured import Transfers
 from mechsafety.studies.comparing.settings import TransferMatrix
-from mechsafety.studies.comparing.transferring import TransferCell, Transferred
+from mechsafety.studies.comparing.transferring import ScoreEffect, TransferCell, Transferred
 from mechsafety.studies.refusal_proxy import VALID
 from mechsafety.studies.rows import add_estimate, add_range
 from mechsafety.studies.samples import estimates
@@ -48,13 +51,12 @@ def _add_baseline(
     ):
         found = rates(verdicts, target.cells[0].added.answers.max_new_tokens, judge.name, clusters)
         found.add_to(table, prompts=side, **at)
-    scores = baseline.scores
-    if scores is None:
+    if target.clean is None or baseline.scores is None:
         return
-    n = len(baseline.harmful)
-    add_scores(table, "harmful", scores[:n], sample.harmful, at)
-    add_scores(table, "harmless", scores[n:], sample.harmless, at)
-    add_proxy(table, scores, baseline.verdicts, at)
+    harmful, harmless = target.clean
+    add_scores(table, "harmful", harmful, sample.harmful, at)
+    add_scores(table, "harmless", harmless, sample.harmless, at)
+    add_proxy(table, baseline.scores, baseline.verdicts, at)
 
 
 def _add(
@@ -70,22 +72,20 @@ def _add(
         "source": cell.source.model,
         "via": cell.source.via,
     }
-    clean = target.baseline.scores
-    n = len(target.baseline.harmful)
     for form, one in cell.ablated.items():
         at = {**where, "form": form}
         add_cell(table, one, sample, judge, at)
-        if clean is None or one.harmful.refusal_score is None:
-            continue
-        fallen = estimates(clean[:n] - one.harmful.refusal_score, sample.harmful)
-        add_estimate(table, "effect", fallen, (), EFFECT_UNIT, {"prompts": "harmful", **at})
-        if one.controls is not None and one.controls.harmful_score is not None:
-            drawn = clean[:n].mean() - one.controls.harmful_score
-            add_range(table, "effect_controls", drawn, EFFECT, {"prompts": "harmful", **at})
+        _add_effect(table, target.fallen(one), sample.harmful, {"prompts": "harmful", **at})
     at = {**where, "form": "add"}
     add_added(table, cell.added, sample, judge, at)
-    if clean is not None:
-        risen = estimates(cell.added.scores - clean[n:], sample.harmless)
-        add_estimate(table, "effect", risen, (), EFFECT_UNIT, {"prompts": "harmless", **at})
-        drawn = cell.added.control_scores - clean[n:].mean()
-        add_range(table, "effect_controls", drawn, EFFECT, {"prompts": "harmless", **at})
+    _add_effect(table, target.risen(cell.added), sample.harmless, {"prompts": "harmless", **at})
+
+
+def _add_effect(
+    table: Table, effect: ScoreEffect | None, sample: Resampling, at: Mapping[str, Dimension]
+) -> None:
+    if effect is None:
+        return
+    add_estimate(table, "effect", estimates(effect.by_prompt, sample), (), EFFECT_UNIT, at)
+    if effect.controls is not None:
+        add_range(table, "effect_controls", effect.controls, EFFECT, at)

@@ -107,6 +107,15 @@ class TransferCell:
 
 
 @dataclass(frozen=True)
+class ScoreEffect:
+    """How far an edit moves the refusal score the way it is meant to."""
+
+    by_prompt: Float[Tensor, " prompt"]
+    controls: Float[Tensor, " draw"] | None
+    """The mean over prompts of each control; None where none were drawn."""
+
+
+@dataclass(frozen=True)
 class Transferred:
     """One target under every source, in the order of the job's sources."""
 
@@ -114,6 +123,28 @@ class Transferred:
     baseline: Baseline
     cells: tuple[TransferCell, ...]
     token_hashes: Mapping[str, str]
+
+    @property
+    def clean(self) -> tuple[Float[Tensor, " n_harmful"], Float[Tensor, " n_harmless"]] | None:
+        """Refusal scores of both classes, unedited; None without refusal tokens."""
+        scores, n = self.baseline.scores, len(self.baseline.harmful)
+        return None if scores is None else (scores[:n], scores[n:])
+
+    def fallen(self, cell: Cell) -> ScoreEffect | None:
+        """What an ablation takes from harmful prompts; None without scores."""
+        edited, controls = cell.harmful.refusal_score, cell.controls
+        if self.clean is None or edited is None:
+            return None
+        harmful, _ = self.clean
+        drawn = None if controls is None else controls.harmful_score
+        return ScoreEffect(harmful - edited, None if drawn is None else harmful.mean() - drawn)
+
+    def risen(self, added: Added) -> ScoreEffect | None:
+        """What an addition gives to harmless prompts; None without scores."""
+        if self.clean is None:
+            return None
+        _, harmless = self.clean
+        return ScoreEffect(added.scores - harmless, added.control_scores - harmless.mean())
 
 
 def transfer(job: TransferJob) -> Transferred:
