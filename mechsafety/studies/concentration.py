@@ -51,6 +51,7 @@ from mechsafety.studies.concentration_tables import (
     figures,
     projections,
 )
+from mechsafety.studies.precision import precision_notes
 from mechsafety.studies.samples import undivided
 from mechsafety.studies.self_test import SelfTestJob, self_test, self_test_table
 from mechsafety.studies.spectra import (
@@ -182,7 +183,7 @@ def run(config: Config, context: Context) -> Result:
     folders = context.model_folders(named)
     runs = [_measure(config, context, prompts, judge, folders, seed) for seed in seeds]
     with context.stage("findings"):
-        notes = _arm_notes(runs[0].views)
+        notes = precision_notes("arms", runs[0].views)
         found = [finding(claim, [one.measured for one in runs], notes) for claim in config.findings]
     return Result(
         tables=_merged([one.tables for one in runs]),
@@ -529,17 +530,6 @@ def _resampling_notes(config: Config, fit: PromptPairs, held_out: PromptPairs) -
             "treated as independent.",
         )
     return ()
-
-
-def _arm_notes(views: Sequence[tuple[str, ArmView]]) -> tuple[str, ...]:
-    """Arms that differ in precision or quantization are named in every finding."""
-    notes: list[str] = []
-    for what in ("dtype", "quantization"):
-        values = {arm: view.identity.get(what, "unknown") for arm, view in views}
-        if len(set(values.values())) > 1:
-            listed = ", ".join(f"{arm} {value}" for arm, value in values.items())
-            notes.append(f"The arms differ in {what}: {listed}.")
-    return tuple(notes)
 
 
 def _about(view: ArmView) -> dict[str, object]:

@@ -29,16 +29,8 @@ from mechsafety.studies.behavior import behavior_table
 from mechsafety.studies.comparing.carrying import transfer_jobs, transfer_place
 from mechsafety.studies.comparing.figures import figures
 from mechsafety.studies.comparing.findings import finding
-from mechsafety.studies.comparing.geometry import (
-    Frame,
-    activation_likenesses,
-    all_overlaps,
-    all_places,
-    framed,
-    same_channels,
-    stacks,
-    through_maps,
-)
+from mechsafety.studies.comparing.frame import Frame, framed
+from mechsafety.studies.comparing.geometry import geometry_of, through_maps
 from mechsafety.studies.comparing.likeness_tables import (
     best_match_table,
     cka_table,
@@ -136,7 +128,7 @@ def run(config: Config, context: Context) -> Result:
     check_comparable(config, views, neutral)
     with context.stage("geometry"):
         frame = framed(config, views, prompts.pairs["fit"], neutral)
-        measured = _geometry(frame)
+        measured = _geometry(frame, context)
     with context.stage("maps"):
         measured = _mapped(frame, measured, context)
     if config.transfer is not None:
@@ -169,18 +161,8 @@ def _notes(config: Config, organism: bool) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _geometry(frame: Frame) -> Measured:
-    found, places = stacks(frame), all_places(frame)
-    return Measured(
-        frame=frame,
-        stacks=found,
-        places=places,
-        likenesses=tuple(same_channels(frame, found)),
-        activations=tuple(activation_likenesses(frame)),
-        overlaps=all_overlaps(frame, places),
-        maps={},
-        transfers=None,
-    )
+def _geometry(frame: Frame, context: Context) -> Measured:
+    return Measured.of(frame, context.map(geometry_of, [frame.job], "comparing")[0])
 
 
 def _mapped(frame: Frame, measured: Measured, context: Context) -> Measured:
@@ -209,8 +191,8 @@ def _map_job(frame: Frame, measured: Measured, pair: Pair, places: tuple[Place, 
     return MapJob(
         first=first,
         second=second,
-        source=frame.neutral_rows(first),
-        target=frame.neutral_rows(second),
+        source=frame.job.neutral[first],
+        target=frame.job.neutral[second],
         places=places,
         groups=clusters_of(frame.neutral.fit, None),
         held_out_groups=clusters_of(frame.neutral.held_out, None),

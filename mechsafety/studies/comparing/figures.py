@@ -26,8 +26,8 @@ def figures(measured: Measured) -> tuple[Figure, ...]:
 def _direction_figures(measured: Measured) -> list[Figure]:
     frame = measured.frame
     names = list(frame.views)
-    n = frame.plan.whole.n_rows
-    any_massive = any(frame.massive.values())
+    n = frame.job.plan.whole.n_rows
+    any_massive = any(frame.job.massive.values())
     channels = {} if any_massive else {"channels": "all"}
     choose = ("channels",) if any_massive else ()
     same_width = [one for one in measured.likenesses if one.via == "none"]
@@ -132,7 +132,7 @@ def _direction_figures(measured: Measured) -> list[Figure]:
 
 
 def _activation_figures(measured: Measured) -> list[Figure]:
-    any_massive = any(measured.frame.massive.values())
+    any_massive = any(measured.frame.job.massive.values())
     first = measured.activations[0]
     choose = ("channels",) if any_massive else ()
     return [
@@ -186,7 +186,7 @@ def _map_figures(measured: Measured) -> list[Figure]:
             caption="Cosine of the first model's direction, carried into the second's space, with "
             "the second's own; bands are 95 % jackknife intervals. Gray: directions from the same "
             "permuted labels in both models, carried by the same map, 95 % range. n = "
-            f"{measured.frame.plan.whole.n_rows} prompts.",
+            f"{measured.frame.job.plan.whole.n_rows} prompts.",
             kind="lines",
             table="matches",
             metric="cosine",

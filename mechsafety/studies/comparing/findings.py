@@ -29,13 +29,14 @@ from mechsafety.studies.comparing.claims import (
     MatchingCell,
     TransferCell,
 )
-from mechsafety.studies.comparing.geometry import Likeness
+from mechsafety.studies.comparing.geometry import Likeness, Via
 from mechsafety.studies.comparing.layer_findings import matching_claim
 from mechsafety.studies.comparing.map_notes import map_notes, map_of, sees_direction
 from mechsafety.studies.comparing.measured import Measured
-from mechsafety.studies.comparing.settings import Pair, seed_of, space_of
+from mechsafety.studies.comparing.settings import Pair, seed_of
 from mechsafety.studies.comparing.transfer_findings import transfer_claim
 from mechsafety.studies.comparing.words import left_out, names
+from mechsafety.studies.precision import precision_notes
 
 Effects = list[tuple[dict[str, str], Effect]]
 """Effects of a cell under further choices of analysis, the primary one first."""
@@ -127,15 +128,13 @@ def _at_layers(
     unit: str,
 ) -> Assessed | str:
     """The claim at its layer, and under every other legal choice."""
-    config = measured.frame.config
     first, second = pair
     n_layers = measured.frame.views[first].dims.n_layers
     layer = resolve_layer(cell.layer, n_layers, None)
-    same = space_of(first, config.models) == space_of(second, config.models)
-    methods: tuple[str, ...] = ("none",) if same else config.maps.methods
-    via = "none" if same else (cell.via or _default_map(measured))
+    methods = _methods(pair, measured)
     if not methods:
         return f"{first} and {second} share no space, and `maps.methods` is empty."
+    via = "none" if "none" in methods else (cell.via or _default_map(measured))
     primary = {"layer": str(layer), "match": cell.match, "via": via, "channels": "all"}
     choices: dict[tuple[tuple[str, str], ...], Effect] = {}
     further: dict[str, str] = {}
@@ -163,36 +162,34 @@ def _at_layers(
         unit=f"{unit} (prompts)",
         notes=(
             *(() if fitted is None else map_notes(fitted)),
-            left_out(measured.frame.plan.groups.n_groups),
+            left_out(measured.frame.job.plan.groups.n_groups),
         ),
         agrees=fitted is None or sees_direction(fitted),
     )
+
+
+def _methods(pair: Pair, measured: Measured) -> tuple[Via, ...]:
+    """How the two are compared: channel by channel in one space, else through every map."""
+    frame = measured.frame
+    return ("none",) if frame.job.one_space(pair) else frame.config.maps.methods
 
 
 def _cells(
     pair: Pair, measured: Measured
 ) -> Iterator[tuple[dict[str, str], Likeness, tuple[int, int]]]:
     """Every place at which the two are compared, in either order where no map is involved."""
-    config = measured.frame.config
-    same = space_of(pair[0], config.models) == space_of(pair[1], config.models)
-    methods: tuple[str, ...] = ("none",) if same else config.maps.methods
-    for one in measured.likenesses:
-        turned = (one.first, one.second) != pair
-        if (one.first, one.second) not in (pair, pair[::-1]) or one.via not in methods:
-            continue
-        if turned and one.via != "none":
-            continue
-        for place in measured.places[pair]:
-            at = (place.second, place.first) if turned else (place.first, place.second)
-            if place.match != "transfer" and at in one.cells:
-                settings = {
-                    "layer": str(place.first),
-                    "second_layer": str(place.second),
-                    "match": place.match,
-                    "via": one.via,
-                    "channels": one.channels,
-                }
-                yield settings, one, one.cells[at]
+    methods = _methods(pair, measured)
+    places = [place for place in measured.places[pair] if place.match != "transfer"]
+    for one, at, place in measured.compared(pair, *places):
+        if one.via in methods:
+            settings = {
+                "layer": str(place.first),
+                "second_layer": str(place.second),
+                "match": place.match,
+                "via": one.via,
+                "channels": one.channels,
+            }
+            yield settings, one, at
 
 
 def _whole(found: LayerCosines, at: tuple[int, int]) -> bool:
@@ -329,12 +326,8 @@ def _missing(pair: Pair, primary: Mapping[str, str], measured: Measured) -> str:
 def _notes(measured: Measured) -> tuple[str, ...]:
     """What every finding of the run rests on."""
     frame = measured.frame
-    notes: list[str] = []
-    if frame.config.templates == "own":
-        notes.append("Each model is read under its own chat template.")
-    for what in ("dtype", "quantization"):
-        values = {name: view.identity.get(what, "unknown") for name, view in frame.views.items()}
-        if len(set(values.values())) > 1:
-            listed = ", ".join(f"{name} {value}" for name, value in values.items())
-            notes.append(f"The models differ in {what}: {listed}.")
-    return tuple(notes)
+    own = frame.config.templates == "own"
+    return (
+        *(("Each model is read under its own chat template.",) if own else ()),
+        *precision_notes("models", frame.views.items()),
+    )

@@ -10,14 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechsafety.core.result import Table
 from mechsafety.core.seeding import named_generator
-from mechsafety.data.prompts import PromptPairs, PromptSet
 from mechsafety.directions.difference_in_means import DifferenceInMeans
 from mechsafety.directions.methods import DirectionMethod
 from mechsafety.metrics.activation_grams import activation_grams
 from mechsafety.metrics.cka import LayerCka, layer_cka, shuffled_layer_cka
-from mechsafety.metrics.deals import Deals, Plan, mean_differences, plan, refit_each, varying_layers
+from mechsafety.metrics.deals import Deals, mean_differences, refit_each, varying_layers
 from mechsafety.metrics.direction_stacks import DirectionStack, refitted
 from mechsafety.metrics.layer_overlaps import LayerOverlaps, layer_overlaps, subspace_stack
 from mechsafety.metrics.massive_channels import Control, without_channels
@@ -25,14 +23,10 @@ from mechsafety.metrics.pairing import Pairing
 from mechsafety.metrics.resampling import MIN_CLUSTERS
 from mechsafety.metrics.shared_null import LayerCosines, layer_cosines
 from mechsafety.metrics.spectral_intervals import LeaveOut, jackknife_groups
-from mechsafety.organisms.sources import NeutralPrompts
-from mechsafety.studies.arms import ArmView, clusters_of
 from mechsafety.studies.comparing.claims import MapMethod
-from mechsafety.studies.comparing.mapping import FittedMap, NeutralRows, Place, places
-from mechsafety.studies.comparing.reading import NEUTRAL
-from mechsafety.studies.comparing.settings import Pair, SimilaritySettings, space_of
-from mechsafety.studies.massive import massive_of, massive_table
-from mechsafety.studies.samples import undivided
+from mechsafety.studies.comparing.frame import Frame, GeometryJob
+from mechsafety.studies.comparing.mapping import FittedMap, Place, places
+from mechsafety.studies.comparing.settings import Pair
 
 Via = Literal["none"] | MapMethod
 """How the first model's directions come into the second's space; `none`: channel by channel."""
@@ -73,86 +67,35 @@ class ActivationLikeness:
 
 
 @dataclass(frozen=True)
-class Frame:
-    """The prompts' deals, and every model's directions under them."""
+class Geometry:
+    """How alike every two models are, before any map between them."""
 
-    config: SimilaritySettings
-    views: Mapping[str, ArmView]
-    plan: Plan
-    massive: Mapping[str, tuple[int, ...]]
-    """Space → channels that are massive in one of its models."""
-    massive_table: Table
-    neutral: NeutralPrompts
-    pairs: PromptPairs
-
-    @property
-    def rows(self) -> Mapping[str, Float[Tensor, "row layer d"]]:
-        """Harmful rows of each model, then harmless ones, at the one position."""
-        return {name: _both(view) for name, view in self.views.items()}
-
-    def neutral_rows(self, name: str) -> NeutralRows:
-        """The model's activations of neutral prompts."""
-        read = self.views[name].contrasts[NEUTRAL]
-        return NeutralRows(read.first[:, :, 0], read.second[:, :, 0])
-
-    def channels_out(self, pair: Pair) -> tuple[int, ...]:
-        """Massive channels of either model's space."""
-        spaces = {space_of(name, self.config.models) for name in pair}
-        return tuple(sorted({c for space in spaces for c in self.massive[space]}))
+    stacks: Mapping[str, DirectionStack]
+    """Every model's directions."""
+    places: Mapping[Pair, tuple[Place, ...]]
+    likenesses: tuple[Likeness, ...]
+    activations: tuple[ActivationLikeness, ...]
+    overlaps: Mapping[Pair, LayerOverlaps]
 
 
-def framed(
-    config: SimilaritySettings,
-    views: Mapping[str, ArmView],
-    pairs: PromptPairs,
-    neutral: NeutralPrompts,
-) -> Frame:
-    """Draw the deals that every number of the study shares, and find massive channels."""
-    clusters, second_clusters = undivided(pairs, config.cluster_by)
-    settings = config.geometry
-    n_harmful, n_harmless = len(pairs.first), len(pairs.second)
-    groups = jackknife_groups(
-        n_harmful,
-        n_harmless,
-        settings.groups,
-        named_generator(config.seed, "groups"),
-        clusters,
-        second_clusters,
-    )
-    table = massive_table(settings.massive_threshold)
-    massive: dict[str, set[int]] = {}
-    for name, view in views.items():
-        both = torch.cat([view.pairs.first, view.pairs.second])
-        found = massive_of(name, both, settings.massive_threshold, table)
-        massive.setdefault(space_of(name, config.models), set()).update(found.channels)
-    return Frame(
-        config=config,
-        views=views,
-        plan=plan(
-            n_harmful,
-            n_harmless,
-            pairs.pairing == "twins",
-            groups,
-            settings.null_draws,
-            settings.splits,
-            min(settings.splits_left_out, settings.splits),
-            named_generator(config.seed, "deals"),
-            clusters,
-            second_clusters,
-        ),
-        massive={space: tuple(sorted(channels)) for space, channels in massive.items()},
-        massive_table=table,
-        neutral=neutral,
-        pairs=pairs,
+def geometry_of(job: GeometryJob) -> Geometry:
+    """Compare every two models without a map; holds one `DirectionStack` a model."""
+    found, at = stacks(job), all_places(job)
+    return Geometry(
+        stacks=found,
+        places=at,
+        likenesses=tuple(same_channels(job, found)),
+        activations=tuple(activation_likenesses(job)),
+        overlaps=all_overlaps(job, at),
     )
 
 
-def stacks(frame: Frame, out: Sequence[int] = ()) -> dict[str, DirectionStack]:
+def stacks(job: GeometryJob, out: Sequence[int] = ()) -> dict[str, DirectionStack]:
     """Every model's directions under every deal, without some channels."""
-    fit = fitter(frame.config.direction)
+    fit = fitter(job.direction)
     return {
-        name: refitted(fit, without_channels(rows, list(out)) if out else rows, frame.plan)
-        for name, rows in frame.rows.items()
+        name: refitted(fit, without_channels(rows, list(out)) if out else rows, job.plan)
+        for name, rows in job.rows.items()
     }
 
 
@@ -166,7 +109,7 @@ def fitter(
     return partial(refit_each, lambda harmful, harmless: method.fit(harmful, harmless).vector)
 
 
-def same_channels(frame: Frame, found: Mapping[str, DirectionStack]) -> list[Likeness]:
+def same_channels(job: GeometryJob, found: Mapping[str, DirectionStack]) -> list[Likeness]:
     """Every two models of one width, and each with itself, channel by channel.
 
     Between models of other bases this is the cosine that single-number claims print; its null is
@@ -174,25 +117,23 @@ def same_channels(frame: Frame, found: Mapping[str, DirectionStack]) -> list[Lik
     """
     pairs = [
         (a, b)
-        for a, b in itertools.combinations_with_replacement(frame.views, 2)
-        if frame.views[a].dims.d_model == frame.views[b].dims.d_model
+        for a, b in itertools.combinations_with_replacement(job.rows, 2)
+        if job.width(a) == job.width(b)
     ]
     without: dict[tuple[int, ...], dict[str, DirectionStack]] = {(): dict(found)}
     likenesses: list[Likeness] = []
     for first, second in pairs:
-        out = frame.channels_out((first, second))
+        out = job.channels_out((first, second))
         controls: list[tuple[Control, tuple[int, ...]]] = [("all", ())]
         if out:
             controls.append(("channels_out", out))
         for channels, left in controls:
             if left not in without:
-                without[left] = stacks(frame, left)
+                without[left] = stacks(job, left)
             one, other = without[left][first], without[left][second]
             n_first, n_second = len(one.whole), len(other.whole)
             cells = {(i, j): (i, j) for i in range(n_first) for j in range(n_second)}
-            likenesses.append(
-                _likeness(frame, (first, second), "none", channels, cells, one, other)
-            )
+            likenesses.append(_likeness(job, (first, second), "none", channels, cells, one, other))
     return likenesses
 
 
@@ -217,13 +158,13 @@ def through_maps(
             there = found[second].select([j for _, j in layers])
             cells = {at: (i, i) for i, at in enumerate(layers)}
             likenesses.append(
-                _likeness(frame, (first, second), method, "all", cells, carried, there)
+                _likeness(frame.job, (first, second), method, "all", cells, carried, there)
             )
     return likenesses
 
 
 def _likeness(
-    frame: Frame,
+    job: GeometryJob,
     pair: Pair,
     via: Via,
     channels: Control,
@@ -236,9 +177,9 @@ def _likeness(
         via,
         channels,
         cells,
-        layer_cosines(first, second, frame.plan),
+        layer_cosines(first, second, job.plan),
         (_within(first), _within(second)),
-        frame.plan.whole.n_rows,
+        job.plan.whole.n_rows,
     )
 
 
@@ -246,14 +187,14 @@ def _within(stack: DirectionStack) -> Float[Tensor, "split layer"]:
     return torch.nn.functional.cosine_similarity(*(half.double() for half in stack.halves), dim=-1)
 
 
-def activation_likenesses(frame: Frame) -> list[ActivationLikeness]:
+def activation_likenesses(job: GeometryJob) -> list[ActivationLikeness]:
     """CKA of every two models, on harmful and harmless prompts and on held-out neutral ones."""
     found: list[ActivationLikeness] = []
     for prompts in ACTIVATIONS:
-        rows = {name: _activations(frame, name, prompts) for name in frame.views}
-        leave_out = _leave_out(frame, prompts)
+        rows = {name: _activations(job, name, prompts) for name in job.rows}
+        leave_out = _leave_out(job, prompts)
         layers = {name: tuple(varying_layers(one)) for name, one in rows.items()}
-        massive = {name: frame.massive[space_of(name, frame.config.models)] for name in rows}
+        massive = {name: job.massive[job.spaces[name]] for name in rows}
         grams = {
             (name, out): activation_grams(
                 without_channels(one[:, list(layers[name])], out), "unbiased", leave_out
@@ -261,7 +202,7 @@ def activation_likenesses(frame: Frame) -> list[ActivationLikeness]:
             for name, one in rows.items()
             for out in {(), massive[name]}
         }
-        for first, second in itertools.combinations(frame.views, 2):
+        for first, second in itertools.combinations(job.rows, 2):
             some = massive[first] or massive[second]
             for channels in ("all", "channels_out") if some else ("all",):
                 x, y = (
@@ -279,8 +220,8 @@ def activation_likenesses(frame: Frame) -> list[ActivationLikeness]:
                         shuffled_layer_cka(
                             x,
                             y,
-                            frame.config.geometry.cka_shuffles,
-                            named_generator(frame.config.seed, "shuffled prompts"),
+                            job.settings.cka_shuffles,
+                            named_generator(job.seed, "shuffled prompts"),
                         ),
                         len(rows[first]),
                     )
@@ -289,15 +230,15 @@ def activation_likenesses(frame: Frame) -> list[ActivationLikeness]:
 
 
 def all_overlaps(
-    frame: Frame, where: Mapping[Pair, tuple[Place, ...]]
+    job: GeometryJob, where: Mapping[Pair, tuple[Place, ...]]
 ) -> dict[Pair, LayerOverlaps]:
     """Overlap of the strongest components, at layers of equal depth of models of one width."""
-    settings = frame.config.geometry
-    pairing: Pairing = "list" if frame.pairs.pairing == "twins" else "all"
+    settings = job.settings
+    pairing: Pairing = "list" if job.plan.paired else "all"
     n_draws = min(settings.subspace_draws, settings.null_draws)
     found = {
-        name: subspace_stack(rows, frame.plan, settings.subspace_rank, pairing, n_draws)
-        for name, rows in frame.rows.items()
+        name: subspace_stack(rows, job.plan, settings.subspace_rank, pairing, n_draws)
+        for name, rows in job.rows.items()
     }
     return {
         (first, second): layer_overlaps(
@@ -305,25 +246,25 @@ def all_overlaps(
             found[second],
             [(at.first, at.second) for at in where[first, second] if at.match == "depth"],
         )
-        for first, second in itertools.combinations(frame.views, 2)
-        if frame.views[first].dims.d_model == frame.views[second].dims.d_model
+        for first, second in itertools.combinations(job.rows, 2)
+        if job.width(first) == job.width(second)
     }
 
 
-def all_places(frame: Frame) -> dict[Pair, tuple[Place, ...]]:
+def all_places(job: GeometryJob) -> dict[Pair, tuple[Place, ...]]:
     """For every two models, both ways, which layers are compared.
 
     The best match is chosen by CKA on the neutral prompts that maps are fitted on: nothing else is
     measured on them, so no number here was chosen for being large.
     """
-    rows = {name: frame.neutral_rows(name).fit for name in frame.views}
+    rows = {name: neutral.fit for name, neutral in job.neutral.items()}
     usable = {name: varying_layers(one) for name, one in rows.items()}
     grams = {
         name: activation_grams(one[:, usable[name]], "unbiased", None) for name, one in rows.items()
     }
-    depth = {name: view.dims.n_layers for name, view in frame.views.items()}
+    depth = {name: job.n_blocks(name) for name in rows}
     found: dict[Pair, tuple[Place, ...]] = {}
-    for first, second in itertools.combinations(frame.views, 2):
+    for first, second in itertools.combinations(rows, 2):
         cka = torch.full((depth[first] + 1, depth[second] + 1), -1.0, dtype=torch.float64)
         inner = layer_cka(grams[first], grams[second]).value
         cka[torch.tensor(usable[first])[:, None], torch.tensor(usable[second])[None]] = inner
@@ -333,27 +274,22 @@ def all_places(frame: Frame) -> dict[Pair, tuple[Place, ...]]:
     return found
 
 
-def _activations(frame: Frame, name: str, prompts: CkaPrompts) -> Float[Tensor, "row layer d"]:
-    return _both(frame.views[name]) if prompts != "neutral" else frame.neutral_rows(name).held_out
+def _activations(job: GeometryJob, name: str, prompts: CkaPrompts) -> Float[Tensor, "row layer d"]:
+    return job.neutral[name].held_out if prompts == "neutral" else job.rows[name]
 
 
-def _both(view: ArmView) -> Float[Tensor, "row layer d"]:
-    return torch.cat([view.pairs.first[:, :, 0], view.pairs.second[:, :, 0]])
-
-
-def _leave_out(frame: Frame, prompts: CkaPrompts) -> LeaveOut:
+def _leave_out(job: GeometryJob, prompts: CkaPrompts) -> LeaveOut:
     like = torch.zeros(1, dtype=torch.float64)
     if prompts != "neutral":
-        groups = frame.plan.groups
+        groups = job.plan.groups
         return LeaveOut.of(groups, torch.cat([groups.harmful, groups.harmless]), like)
-    held_out: PromptSet = frame.neutral.held_out
-    names = clusters_of(held_out, None)
+    names = job.held_out_clusters
     repeated = MIN_CLUSTERS <= len(set(names)) < len(names)
     groups = jackknife_groups(
-        len(held_out),
-        len(held_out),
-        frame.config.geometry.groups,
-        named_generator(frame.config.seed, "groups of neutral prompts"),
+        len(names),
+        len(names),
+        job.settings.groups,
+        named_generator(job.seed, "groups of neutral prompts"),
         names if repeated else None,
     )
     return LeaveOut.of(groups, groups.harmful, like)

@@ -10,15 +10,14 @@ from mechsafety.metrics.spectral_intervals import Jackknifed
 from mechsafety.studies.claims import Assessed, Effect, choice_key, null_range, span
 from mechsafety.studies.comparing.claims import MatchingCell
 from mechsafety.studies.comparing.measured import Measured
-from mechsafety.studies.comparing.settings import Pair, space_of
+from mechsafety.studies.comparing.settings import Pair
 from mechsafety.studies.comparing.words import left_out, names
 from mechsafety.studies.intervals import ends
 
 
 def matching_claim(cell: MatchingCell, pair: Pair, measured: Measured) -> Assessed | str:
     """Mean over layers of equal depth less the mean over all others."""
-    config = measured.frame.config
-    same = space_of(pair[0], config.models) == space_of(pair[1], config.models)
+    same = measured.frame.job.one_space(pair)
     choices: dict[tuple[tuple[str, str], ...], Effect] = {}
     for by in ("cosine", "cka"):
         found = (
@@ -28,7 +27,7 @@ def matching_claim(cell: MatchingCell, pair: Pair, measured: Measured) -> Assess
         if found is not None and (same or by == "cka"):
             choices |= {choice_key({"by": by, **settings}): e for settings, e in found}
     primary = {"by": cell.by, "channels": "all"}
-    groups = measured.frame.plan.groups.n_groups
+    groups = measured.frame.job.plan.groups.n_groups
     if cell.by == "cka":
         primary["prompts"] = "neutral"
         groups = next(

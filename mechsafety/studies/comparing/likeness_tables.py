@@ -142,7 +142,7 @@ def best_match_table(measured: Measured) -> Table:
         if one.via != "none" or one.first == one.second:
             continue
         found = one.cosines.best_match()
-        n_splits = len(measured.frame.plan.halves[0])
+        n_splits = len(measured.frame.job.plan.halves[0])
         for i in range(len(found.value)):
             if not bool(found.value[i].isfinite() & found.replicates[:, i].isfinite().all()):
                 continue
@@ -161,7 +161,7 @@ def best_match_table(measured: Measured) -> Table:
             table.add(
                 "best_cosine",
                 number.value,
-                n=measured.frame.plan.whole.n_rows,
+                n=measured.frame.job.plan.whole.n_rows,
                 unit="cosine (prompts)",
                 interval=number.interval(),
                 **where,
@@ -198,7 +198,7 @@ def subspaces_table(measured: Measured) -> Table:
                 table.add(
                     metric,
                     number.value,
-                    n=measured.frame.plan.whole.n_rows,
+                    n=measured.frame.job.plan.whole.n_rows,
                     unit=f"{unit} (prompts)",
                     interval=number.interval(),
                     **where,

@@ -1,14 +1,10 @@
 """Tables of the maps between models, and of which layers were compared."""
 
 import math
-from collections.abc import Iterator
 
 from mechsafety.core.result import Table
-from mechsafety.studies.comparing.geometry import Likeness
 from mechsafety.studies.comparing.likeness_tables import VIA_WORDS, add_cosines
-from mechsafety.studies.comparing.mapping import Place
 from mechsafety.studies.comparing.measured import Measured
-from mechsafety.studies.comparing.settings import Pair
 
 
 def maps_table(measured: Measured) -> Table:
@@ -160,21 +156,7 @@ def matches_table(measured: Measured) -> Table:
                     interval=number.interval(),
                     **at,
                 )
-            for likeness, cell in _compared(measured, (first, second), place):
-                add_cosines(table, likeness, cell, {"via": likeness.via, **at})
+            for likeness, held, _ in measured.compared((first, second), place):
+                if likeness.channels == "all":
+                    add_cosines(table, likeness, held, {"via": likeness.via, **at})
     return table
-
-
-def _compared(
-    measured: Measured, pair: Pair, place: Place
-) -> Iterator[tuple[Likeness, tuple[int, int]]]:
-    """Comparisons of two models at a place, with the cell that holds it."""
-    for one in measured.likenesses:
-        held = (one.first, one.second)
-        # A cosine has no order, and without a map each two models are held once; a map has a way.
-        turned = one.via == "none" and held == pair[::-1]
-        if one.channels != "all" or not (turned or held == pair):
-            continue
-        cell = one.cells.get((place.second, place.first) if turned else (place.first, place.second))
-        if cell is not None:
-            yield one, cell

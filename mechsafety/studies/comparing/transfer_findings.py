@@ -5,10 +5,19 @@ from torch import Tensor
 from mechsafety.core.result import verdict
 from mechsafety.effects.ablation_matrix import Cell
 from mechsafety.metrics.resampling import Resampling
-from mechsafety.studies.claims import Assessed, Choices, Effect, choice_key, share_words, span
+from mechsafety.studies.claims import (
+    Assessed,
+    Choices,
+    Effect,
+    choice_key,
+    null_range,
+    share_words,
+    span,
+)
 from mechsafety.studies.comparing.carrying import transfer_place
 from mechsafety.studies.comparing.claims import TransferCell as TransferClaim
 from mechsafety.studies.comparing.map_notes import map_notes, map_of
+from mechsafety.studies.comparing.mapping import Place
 from mechsafety.studies.comparing.measured import Measured, Transfers
 from mechsafety.studies.comparing.settings import Pair
 from mechsafety.studies.comparing.transferring import TransferCell, Transferred
@@ -29,7 +38,7 @@ def transfer_claim(
     if isinstance(found, str):
         return found
     target = transfers.targets[pair[1]]
-    if target.baseline.scores is None:
+    if target.clean is None:
         return f"{pair[1]} has no refusal tokens, so there is no score to change."
     if claim.effect == "induce":
         choices = {choice_key({"effect": "induce"}): _induced(found, target, transfers)}
@@ -59,7 +68,7 @@ def transfer_claim(
         unit=EFFECT_UNIT,
         notes=(
             *notes,
-            _geometry(pair, measured),
+            _geometry(found, pair, measured),
             *_through_map(found, pair, measured),
             _proxy(target),
             transfers.sample.note,
@@ -90,9 +99,7 @@ def _forms(
 
 def _through_map(found: TransferCell, pair: Pair, measured: Measured) -> tuple[str, ...]:
     """How well the map holds that carried the direction."""
-    settings, views = measured.frame.config.transfer, measured.frame.views
-    assert settings is not None
-    place = transfer_place(settings, *(views[name] for name in pair))
+    place = _place(pair, measured)
     at = {"via": found.source.via, "layer": str(place.first), "match": place.match}
     fitted = map_of(pair, at, measured)
     return () if fitted is None else map_notes(fitted)
@@ -101,24 +108,20 @@ def _through_map(found: TransferCell, pair: Pair, measured: Measured) -> tuple[s
 def _bypassed(
     form: str, one: Cell, cell: TransferCell, target: Transferred, transfers: Transfers
 ) -> Effect:
-    controls, scores = one.controls, target.baseline.scores
-    assert controls is not None
-    assert controls.harmful_score is not None
-    assert scores is not None
-    assert one.harmful.refusal_score is not None
-    n = len(target.baseline.harmful)
-    clean = scores[:n]
-    value, low, high = _mean(clean - one.harmful.refusal_score, transfers.sample.harmful)
-    covered = ends(clean.mean() - controls.harmful_score)
+    effect = target.fallen(one)
+    assert effect is not None
+    assert effect.controls is not None
+    value, low, high = _mean(effect.by_prompt, transfers.sample.harmful)
+    covered = ends(effect.controls)
     before = [verdict == "refused" for verdict in target.baseline.harmful]
     after = one.harmful.answers.judged("refused")
     return Effect(
         value=value,
         interval=around(value, low, high),
         null=covered,
-        n=n,
+        n=len(effect.by_prompt),
         words=f"{_carried(cell, target)} ablated ({form}): the refusal score of harmful prompts "
-        f"falls by {value:.2f} [{low:.2f}, {high:.2f}], with {len(controls.harmful_score)} matched "
+        f"falls by {value:.2f} [{low:.2f}, {high:.2f}], with {len(effect.controls)} matched "
         f"directions by {span(covered)}; refused {share_words(before)} before and "
         f"{share_words(after)} after ({sum(one.harmful.answers.judged('degenerate'))} degenerate); "
         f"harmless KL {float(one.harmless.kl.mean()):.2f} nats.",
@@ -126,24 +129,23 @@ def _bypassed(
 
 
 def _induced(cell: TransferCell, target: Transferred, transfers: Transfers) -> Effect:
-    scores = target.baseline.scores
-    assert scores is not None
-    n = len(target.baseline.harmful)
-    clean, added = scores[n:], cell.added
-    value, low, high = _mean(added.scores - clean, transfers.sample.harmless)
-    covered = ends(added.control_scores - clean.mean())
+    answers, effect = cell.added.answers, target.risen(cell.added)
+    assert effect is not None
+    assert effect.controls is not None
+    value, low, high = _mean(effect.by_prompt, transfers.sample.harmless)
+    covered = ends(effect.controls)
     before = [verdict == "refused" for verdict in target.baseline.harmless]
-    after = added.answers.judged("refused")
+    after = answers.judged("refused")
     return Effect(
         value=value,
         interval=around(value, low, high),
         null=covered,
-        n=len(clean),
+        n=len(effect.by_prompt),
         words=f"{_carried(cell, target)} added at the norm of the target's own: the refusal score "
         f"of harmless prompts rises by {value:.2f} [{low:.2f}, {high:.2f}], with "
-        f"{len(added.control_scores)} directions of that norm by {span(covered)}; refused "
+        f"{len(effect.controls)} directions of that norm by {span(covered)}; refused "
         f"{share_words(before)} before and {share_words(after)} after "
-        f"({sum(added.answers.judged('degenerate'))} degenerate).",
+        f"({sum(answers.judged('degenerate'))} degenerate).",
     )
 
 
@@ -158,35 +160,27 @@ def _carried(cell: TransferCell, target: Transferred) -> str:
     return f"{source.model}'s direction in {target.target}{how}"
 
 
-def _geometry(pair: Pair, measured: Measured) -> str:
+def _geometry(found: TransferCell, pair: Pair, measured: Measured) -> str:
     """The cosine beside the effect: whether the transfer is causal, only geometric, or neither."""
-    first, second = pair
-    settings = measured.frame.config.transfer
-    assert settings is not None
-    assert measured.transfers is not None
-    place = transfer_place(settings, measured.frame.views[first], measured.frame.views[second])
-    cell = measured.transfers.cell(first, second)
-    via = cell.source.via if not isinstance(cell, str) else "none"
-    method = "none" if via in ("own", "same space") else via
-    for one in measured.likenesses:
-        turned = (one.first, one.second) != pair
-        if (one.first, one.second) not in (pair, pair[::-1]) or one.via != method:
+    method = "none" if found.source.via in ("own", "same space") else found.source.via
+    for one, at, _ in measured.compared(pair, _place(pair, measured)):
+        if one.channels != "all" or one.via != method:
             continue
-        if one.channels != "all" or (turned and method != "none"):
-            continue
-        at = (place.second, place.first) if turned else (place.first, place.second)
-        there = one.cells.get(at)
-        if there is None:
-            continue
-        raw = float(one.cosines.raw[there])
-        null = one.cosines.null[:, there[0], there[1]]
-        low, high = (float(q) for q in null.quantile(null.new_tensor([0.025, 0.975])))
+        raw = float(one.cosines.raw[at])
+        low, high = null_range(one.cosines.null[:, at[0], at[1]])
         word = "above" if raw > high else "below" if raw < low else "inside"
         return (
             f"Geometry at the same place: cosine {raw:.3f}, {word} the {low:.3f} to {high:.3f} of "
             "permuted labels."
         )
     return "Geometry at the same place: no cosine."
+
+
+def _place(pair: Pair, measured: Measured) -> Place:
+    """Where the direction was read, and where it was tried."""
+    settings, views = measured.frame.config.transfer, measured.frame.views
+    assert settings is not None
+    return transfer_place(settings, *(views[name] for name in pair))
 
 
 def _proxy(target: Transferred) -> str:

@@ -15,7 +15,7 @@ from mechsafety.judges.phrases import Verdict
 from mechsafety.linalg.typed import linalg
 from mechsafety.organisms.sources import NeutralPrompts
 from mechsafety.studies.arms import ArmView, PairRows, residual_sites
-from mechsafety.studies.comparing.geometry import framed
+from mechsafety.studies.comparing.frame import framed
 from mechsafety.studies.comparing.measured import Measured
 from mechsafety.studies.similarity import Config, _geometry, _mapped
 from tests.studies.test_concentration import InlineContext
@@ -140,5 +140,5 @@ NEUTRAL = NeutralPrompts(prompts("fit", N_FIT), prompts("held out", N_HELD_OUT))
 def measured(config: Config, read: Mapping[str, Streams]) -> Measured:
     """All that the study measures but what directions do."""
     views = {name: view(name, one) for name, one in read.items()}
-    frame = framed(config, views, PAIRS, NEUTRAL)
-    return _mapped(frame, _geometry(frame), InlineContext(Path(), {}))
+    frame, context = framed(config, views, PAIRS, NEUTRAL), InlineContext(Path(), {})
+    return _mapped(frame, _geometry(frame, context), context)

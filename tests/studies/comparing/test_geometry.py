@@ -9,14 +9,13 @@ import torch
 
 from mechsafety.directions.difference_in_means import DifferenceInMeans
 from mechsafety.metrics.deals import refit_each
+from mechsafety.studies.comparing.frame import Frame, framed
 from mechsafety.studies.comparing.geometry import (
-    Frame,
     Likeness,
     activation_likenesses,
     all_overlaps,
     all_places,
     fitter,
-    framed,
     same_channels,
     stacks,
     through_maps,
@@ -55,15 +54,15 @@ def of(likenesses: Sequence[Likeness], *key: str) -> Likeness:
 
 
 def test_the_mean_difference_is_what_fitting_it_to_every_deal_gives(world: Measured) -> None:
-    rows = world.frame.rows["a"][:, 1:]
-    for deals in (world.frame.plan.left_out, world.frame.plan.halves[0]):
+    rows, plan = world.frame.job.rows["a"][:, 1:], world.frame.job.plan
+    for deals in (plan.left_out, plan.halves[0]):
         at_once = fitter(DifferenceInMeans())(rows, deals)
         one_by_one = refit_each(lambda x, y: DifferenceInMeans().fit(x, y).vector, rows, deals)
         torch.testing.assert_close(at_once, one_by_one.double(), atol=1e-5, rtol=1e-5)
 
 
 def test_rows_are_harmful_ones_before_harmless_ones(world: Measured) -> None:
-    rows = world.frame.rows["b"]
+    rows = world.frame.job.rows["b"]
     read = world.frame.views["b"].pairs
     assert torch.equal(rows[:N_TWINS], read.first[:, :, 0])
     assert torch.equal(rows[N_TWINS:], read.second[:, :, 0])
@@ -154,11 +153,12 @@ def bursting() -> Frame:
 
 
 def test_channels_that_are_massive_in_one_model_leave_all_of_its_space(bursting: Frame) -> None:
-    assert bursting.massive == {"a": (MASSIVE,), "c": ()}
-    assert bursting.channels_out(("a", "a")) == (MASSIVE,)
-    assert bursting.channels_out(("c", "c")) == ()
+    job = bursting.job
+    assert job.massive == {"a": (MASSIVE,), "c": ()}
+    assert job.channels_out(("a", "a")) == (MASSIVE,)
+    assert job.channels_out(("c", "c")) == ()
     # Between spaces, those of either.
-    assert bursting.channels_out(("a", "c")) == bursting.channels_out(("c", "b")) == (MASSIVE,)
+    assert job.channels_out(("a", "c")) == job.channels_out(("c", "b")) == (MASSIVE,)
     peaks = {row.dimensions["arm"]: row for row in bursting.massive_table if row.metric == "peak"}
     assert set(peaks) == {"b"}
     assert peaks["b"].dimensions["channel"] == MASSIVE
@@ -168,7 +168,7 @@ def test_channels_that_are_massive_in_one_model_leave_all_of_its_space(bursting:
 def test_without_its_massive_channels_a_model_is_as_like_as_without_their_bursts(
     bursting: Frame,
 ) -> None:
-    found = same_channels(bursting, stacks(bursting))
+    found = same_channels(bursting.job, stacks(bursting.job))
     assert {(one.first, one.second, one.channels) for one in found} == {
         (*pair, channels)
         for pair in combinations_with_replacement("abc", 2)
@@ -180,7 +180,7 @@ def test_without_its_massive_channels_a_model_is_as_like_as_without_their_bursts
     )
     assert with_burst < 0.5 < 0.9 < without
     kept = [channel for channel in range(7) if channel != MASSIVE]
-    rows = bursting.rows
+    rows = bursting.job.rows
     shifts = [(rows[name][:N_TWINS] - rows[name][N_TWINS:]).mean(0)[3, kept] for name in "ab"]
     expected = torch.nn.functional.cosine_similarity(*shifts, dim=0)
     assert without == pytest.approx(float(expected), abs=1e-5)
@@ -204,7 +204,7 @@ def test_activations_of_a_copy_are_alike_at_equal_layers_whatever_its_width(
 
 
 def test_massive_channels_leave_activations_each_by_its_own_space(bursting: Frame) -> None:
-    found = activation_likenesses(bursting)
+    found = activation_likenesses(bursting.job)
     assert {(one.first, one.second) for one in found if one.channels == "channels_out"} == {
         ("a", "b"), ("a", "c"), ("b", "c"),
     }  # fmt: skip
@@ -235,7 +235,7 @@ def test_the_best_match_is_chosen_on_the_prompts_that_maps_are_fitted_on() -> No
     a = streams(harm, noise=0.1)
     over = a.at_layers([0, 4, 3, 2, 1])
     read = {"a": a, "b": replace(a, fit=over.fit).turned(isometry(9, 3))}
-    found = all_places(frame("{a: ./a, b: ./b}", read))
+    found = all_places(frame("{a: ./a, b: ./b}", read).job)
     for pair in (("a", "b"), ("b", "a")):
         best = {at.first: at.second for at in found[pair] if at.match == "best"}
         assert best == {1: 4, 2: 3, 3: 2, 4: 1}
@@ -246,7 +246,7 @@ def test_models_of_unequal_depth_are_compared_at_equal_depth() -> None:
     harm = shift(1, size=6.0)
     a = streams(harm, noise=0.1)
     deep = a.at_layers([0, 1, 1, 2, 2, 3, 3, 4, 4])
-    short = frame("{a: ./a, deep: ./deep}", {"a": a, "deep": deep})
+    short = frame("{a: ./a, deep: ./deep}", {"a": a, "deep": deep}).job
     found = all_places(short)
     assert [(at.first, at.second) for at in found["a", "deep"] if at.match == "depth"] == [
         (1, 2), (2, 4), (3, 6), (4, 8),
