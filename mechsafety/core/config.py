@@ -19,6 +19,7 @@ from pydantic import (
     ValidationError,
     WithJsonSchema,
 )
+from pydantic.json_schema import JsonSchemaValue
 
 from mechsafety.core.config_faults import describe_faults, truths_read_as_numbers
 from mechsafety.core.errors import ConfigError, printable
@@ -136,6 +137,11 @@ class StudyConfig(FrozenConfig):
     token_ids: Literal["hash", "full"] = "hash"
     """The record holds the SHA-256 of every prompt set's token ids; `full` also keeps the ids
     themselves in `private/`."""
+
+
+def with_short_form(full: JsonSchemaValue, short: str) -> JsonSchemaValue:
+    """The JSON schema of settings that YAML may also write as one word, described by `short`."""
+    return {"anyOf": [{"type": "string", "minLength": 1, "description": short}, full]}
 
 
 ConfigT = TypeVar("ConfigT", bound=FrozenConfig)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from typing_extensions import TypeVar
 
-from mechsafety.core.config import FrozenConfig
+from mechsafety.core.config import FrozenConfig, Name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,14 +74,15 @@ class DeclaredFinding(FrozenConfig, Generic[CellT]):
     found before the run; the record keeps them as plain keys and values.
     """
 
-    id: str
+    id: Name
     """Short name, unique in the experiment."""
     claim: str
     """The sentence that is tested."""
     scope: Scope
     """`checkpoint`: intervals over prompts; `method`: paired differences over training seeds."""
-    margin: float
-    """Smallest effect of interest; an interval inside ±margin is `equivalent`."""
+    margin: NonNegativeFloat
+    """Smallest effect of interest, in the units of the effect (a share, degrees, log-odds of
+    refusal, …); an interval inside ±margin is `equivalent`."""
     cell: CellT
     """The primary cell: layer by rule, position, centering, channels, pairing, form."""
 

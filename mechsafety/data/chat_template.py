@@ -71,7 +71,7 @@ class ChatFormat(FrozenConfig):
     """What a template that prints today's date is told, so that a run has the same tokens on
     every day. The default is what Llama-3.1's template prints by itself."""
 
-    @field_validator("thinking", mode="before")
+    @field_validator("thinking", mode="before", json_schema_input_type=Thinking | bool)
     @classmethod
     def _off_and_on_are_words(cls, value: object) -> object:
         # YAML 1.1 reads a bare `off` as false and `on` as true.

@@ -23,6 +23,7 @@ class OrganismNeutral(FrozenConfig):
     """
 
     source: Literal["organism"] = "organism"
+    """Where the prompts come from."""
     preset: Preset = "default"
     """World of the organisms that are asked: its words are theirs."""
     n_fit: PositiveInt = 512
@@ -38,6 +39,7 @@ class FileNeutral(FrozenConfig):
     """Prompts from a file or data set of the user's, none of which may be among the pairs'."""
 
     source: Literal["files"]
+    """Where the prompts come from."""
     prompts: str
     """`FILE`, `FILE[column]` or `hf:org/name@revision#split[column]`, slices as `train[:400]`."""
     n: PositiveInt | None = None

@@ -88,6 +88,7 @@ class OrganismPairs(FrozenConfig):
     """
 
     source: Literal["organism"] = "organism"
+    """Where the prompts come from."""
     preset: Preset = "default"
     """World of the organisms that are asked: its words are theirs."""
     n: PositiveInt = 400
@@ -111,6 +112,7 @@ class FilePairs(FrozenConfig):
     """Prompts from files or data sets of the user's."""
 
     source: Literal["files"]
+    """Where the prompts come from."""
     harmful: str
     """`FILE`, `FILE[column]` or `hf:org/name@revision#split[column]`, slices as `train[:400]`."""
     harmless: str

@@ -19,11 +19,11 @@ class Fractions(FrozenConfig):
     """Shares of the rows; they sum to 1, and groups that cannot be cut make them approximate."""
 
     fit: PositiveFloat = 0.5
-    """Rows that directions and means are fitted on."""
+    """Share of the rows that directions and means are fitted on."""
     select: PositiveFloat = 0.25
-    """Rows on which a layer, position or strength is chosen."""
+    """Share of the rows on which a layer, position or strength is chosen."""
     evaluate: PositiveFloat = 0.25
-    """Rows that every reported effect is measured on."""
+    """Share of the rows that every reported effect is measured on."""
 
     @model_validator(mode="after")
     def _sum_to_one(self) -> "Fractions":

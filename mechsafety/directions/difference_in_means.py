@@ -60,6 +60,7 @@ class DifferenceInMeans(FrozenConfig):
     """Settings for `difference_in_means`, as written in an experiment's YAML."""
 
     method: Literal["difference_in_means"] = "difference_in_means"
+    """How directions are fitted."""
 
     def fit(
         self,

@@ -127,6 +127,7 @@ class Scav(FrozenConfig):
     """Settings for `scav`, as written in an experiment's YAML."""
 
     method: Literal["scav"] = "scav"
+    """How directions are fitted."""
 
     c: PositiveFloat = 1.0
     """Weight of the rows against the penalty ½‖w‖², in 1 / activation²."""

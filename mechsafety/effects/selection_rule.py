@@ -9,11 +9,11 @@ Source: arXiv:2406.11717, section 2.4, with the signs of its code, which keeps e
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import Field, field_validator
+from pydantic import Field, NonNegativeFloat, field_validator
 from torch import Tensor
 
 from mechsafety.core.config import FrozenConfig
@@ -21,6 +21,11 @@ from mechsafety.core.errors import SampleError
 
 NOTHING: Final = -1
 """In place of position index and layer where no candidate is kept."""
+
+
+# As YAML 1.1 reads them: without a dot, infinity is text.
+_Inf = Literal["inf", "+inf"]
+_MinusInf = Literal["-inf"]
 
 
 class SelectionFilters(FrozenConfig):
@@ -33,19 +38,21 @@ class SelectionFilters(FrozenConfig):
     """Share of the depth whose block inputs are candidates: layers below `int(prune_layers *
     n_layers)`. Ablating at a later layer can work by deleting the unembedding of the refusal
     token. 1.0 keeps every block input; the final residual is never a candidate."""
-    kl_threshold: float | None = 0.1
+    kl_threshold: NonNegativeFloat | None = 0.1
     """Candidates of which the ablation moves harmless prompts by more (nats) are discarded. None:
     any KL will do."""
     induce_threshold: float | None = 0.0
     """Candidates of which the addition gives harmless prompts a lower refusal score (log-odds) are
     discarded. None: any will do."""
 
-    @field_validator("kl_threshold", mode="before")
+    @field_validator("kl_threshold", mode="before", json_schema_input_type=float | _Inf | None)
     @classmethod
     def _no_upper_limit_is_off(cls, given: object) -> object:
         return None if _is_number(given, math.inf) else given
 
-    @field_validator("induce_threshold", mode="before")
+    @field_validator(
+        "induce_threshold", mode="before", json_schema_input_type=float | _MinusInf | None
+    )
     @classmethod
     def _no_lower_limit_is_off(cls, given: object) -> object:
         return None if _is_number(given, -math.inf) else given

@@ -149,6 +149,7 @@ class PhraseJudge(FrozenConfig):
     """Settings for `judge`, as written in an experiment's YAML."""
 
     kind: Literal["phrases"] = "phrases"
+    """Kind of judge."""
 
     phrases: PhraseList = "anchored"
     """Which list. Rates under two lists are two quantities; the name of the judge tells them

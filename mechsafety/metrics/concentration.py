@@ -50,7 +50,7 @@ class ConcentrationSettings(FrozenConfig):
     centered: bool = False
     """False asks how concentrated the shift is; True how it varies between pairs."""
     components: PositiveInt = 10
-    """Leading shares that are kept."""
+    """Leading components whose shares are kept."""
     groups: int = Field(default=20, ge=4)
     """Groups of the delete-group jackknife; fewer where there are fewer rows or clusters."""
     splits: NonNegativeInt = 50

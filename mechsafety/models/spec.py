@@ -2,9 +2,11 @@
 
 from typing import Any, Literal
 
-from pydantic import model_serializer, model_validator
+from pydantic import Field, GetJsonSchemaHandler, model_serializer, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
-from mechsafety.core.config import FrozenConfig
+from mechsafety.core.config import FrozenConfig, with_short_form
 
 Quantization = Literal["none", "4bit", "8bit"]
 
@@ -12,7 +14,7 @@ Quantization = Literal["none", "4bit", "8bit"]
 class ModelSpec(FrozenConfig):
     """One model of an experiment. In YAML also the short form `org/name@revision`, or a folder."""
 
-    id: str
+    id: str = Field(min_length=1)
     """Hugging Face id (`org/name`), a folder with `config.json`, or an organism's name."""
     revision: str | None = None
     """Branch, tag or commit of the model on the Hub; the resolved commit goes into the record."""
@@ -32,6 +34,12 @@ class ModelSpec(FrozenConfig):
         if at and _is_hub_revision(name, revision):
             return {"id": name, "revision": revision}
         return {"id": given}
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return with_short_form(handler(schema), "Organism, folder, or `org/name@revision`.")
 
     @model_serializer
     def _without_defaults(self) -> dict[str, Any]:

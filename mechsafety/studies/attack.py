@@ -30,7 +30,8 @@ class AttackMatrix(FrozenConfig):
     """Settings of the self- and cross-ablation matrix."""
 
     layers: tuple[LayerRule, ...]
-    """Where directions are read; each gives a matrix of its own, since layer changes the story."""
+    """Layers at which directions are read; each gives a matrix of its own, since layer changes the
+    story."""
     ranks: tuple[PositiveInt, ...] = (1, 2)
     """1: the mean difference; k: the first k uncentered components of the differences."""
     cross_ranks: tuple[PositiveInt, ...] = (1, 2)
@@ -40,11 +41,11 @@ class AttackMatrix(FrozenConfig):
     n: PositiveInt = 48
     """Held-out prompts of each class."""
     max_new_tokens: PositiveInt = 24
-    """Answer length; part of the name of every rate."""
+    """Answer length in tokens; part of the name of every rate."""
     score_draws: NonNegativeInt = 20
     """Energy-matched controls that are scored at the first token; 0 for none."""
     answer_draws: NonNegativeInt = 5
-    """Of these, how many also generate answers."""
+    """How many of these controls also generate answers."""
     control_ranks: tuple[PositiveInt, ...] = (1,)
     """Ranks of off-diagonal cells that get controls; cells on the diagonal always get theirs."""
     kl_bound: PositiveFloat = 0.5

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, cast
 
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
-from mechsafety.core.config import StudyConfig
+from mechsafety.core.config import Name, StudyConfig
 from mechsafety.core.context import Context
 from mechsafety.core.errors import ModelError
 from mechsafety.core.layers import LayerRule, resolve_layer
@@ -72,7 +72,7 @@ MIN_REFUSALS: Final = 0.1
 class Config(StudyConfig):
     """Settings of the concentration study."""
 
-    arms: dict[str, Arm]
+    arms: dict[Name, Arm]
     """Name → model. One arm is resident at a time (per worker)."""
     model: ModelSpec | None = None
     """Short for a run of one arm named `model`; it replaces `arms`."""
@@ -82,19 +82,21 @@ class Config(StudyConfig):
     """System prompt, thinking state and chat template."""
     judge: PhraseJudge | None = None
     """None: the organisms' phrases on organism prompts, else the anchored list."""
-    refusal_tokens: tuple[int, ...] | None = None
+    refusal_tokens: tuple[NonNegativeInt, ...] | None = None
     """Ids that open a refusal; None finds them in each arm's own refusals."""
-    positions: tuple[PositionText, ...] = ("last", "eoi")
+    positions: tuple[PositionText, ...] = Field(default=("last", "eoi"), min_length=1)
     """Token positions that are read."""
     cluster_by: str | None = None
     """Label of the prompts that resampling keeps together, such as `kind`; None: their group."""
     unattacked_layer: LayerRule = "depth:0.35"
-    """What `attacked` means in a run none of whose arms has an attacked layer."""
+    """The layer that `attacked` means in a run none of whose arms has an attacked layer."""
     answers_max_new_tokens: PositiveInt = 24
-    """Length of the answers that say how each arm behaves on the fitted pairs."""
+    """Length in tokens of the answers that say how each arm behaves on the fitted pairs."""
     spectra: SpectraSettings
+    """How concentrated the contrast is, and others that are not about harm."""
     attack: AttackMatrix
-    training_seeds: tuple[int, ...] = ()
+    """What ablating each arm's directions does in it and in the others."""
+    training_seeds: tuple[NonNegativeInt, ...] = ()
     """Organisms of these training seeds, for findings of scope `method`; empty: as `arms` says."""
     findings: tuple[Claim, ...] = ()
     """Claims with their primary cells, declared before anything is measured."""
@@ -118,6 +120,11 @@ class Config(StudyConfig):
             raise ValueError("give at least one arm, or a model")
         if self.training_seeds and self.model is not None:
             raise ValueError("training_seeds are of organisms' arms, and `model` is one model")
+        if len(set(self.training_seeds)) < len(self.training_seeds):
+            raise ValueError(
+                "training_seeds names a seed twice; findings of scope `method` take each as a "
+                "training of its own"
+            )
         return self
 
     def compared(self) -> Mapping[str, Arm]:

@@ -52,15 +52,20 @@ class ConcentrationCell(FrozenConfig):
     """The top-2 share of `arm` minus that of `versus`."""
 
     test: Literal["concentration"]
+    """Kind of claim."""
     arm: str
     """Arm that the claim says is more concentrated."""
     versus: str
     """Arm that it is compared with."""
     layer: LayerRule = "attacked"
-    """`attacked` is where the training of `arm` perturbed the model."""
+    """Layer at which both are read; `attacked` is where training perturbed each."""
     position: PositionText = "last"
+    """Token position at which both are read."""
     centering: Centering = "uncentered"
+    """`uncentered` differences hold the mean shift between the classes; `centered` do not."""
     channels: Control = "all"
+    """What is left out before the spectrum: massive channels, the pairs on which they show, both,
+    or as many ordinary channels (`placebo_out`)."""
     estimate: Estimate = "in_sample"
     """`in_sample` is what papers print; `cross_fitted` is measured on held-out rows."""
 
@@ -69,46 +74,64 @@ class SpecificityCell(FrozenConfig):
     """The excess of the top-2 share over an unrelated contrast, in `arm` minus in `versus`."""
 
     test: Literal["specificity"]
+    """Kind of claim."""
     arm: str
+    """Arm that the claim says is specific to harm."""
     versus: str | None = None
     """None: the excess of `arm` by itself."""
     contrast: UnrelatedContrast = "harmless-harmless"
     """What the excess is over. `harmless-harmless`: prompts of that class paired at random;
     `matched:harmless-harmless`: pairs of the organisms' world, equal but for verb or object."""
     layer: LayerRule = "attacked"
+    """Layer at which both are read; `attacked` is where training perturbed each."""
     position: PositionText = "last"
+    """Token position at which both are read."""
     centering: Centering = "uncentered"
+    """`uncentered` differences hold the mean shift between the classes; `centered` do not."""
     channels: Control = "all"
+    """What is left out before the spectrum, as for `test: concentration`."""
 
 
 class SelfAblationCell(FrozenConfig):
     """Refusals left in `arm` after ablating the direction of `versus`, minus after its own."""
 
     test: Literal["self_ablation"]
+    """Kind of claim."""
     arm: str
     """Arm that is attacked."""
     versus: str
     """Arm whose direction is the cross-ablation."""
     layer: LayerRule
+    """Layer at which the directions are read; one of `attack.layers`."""
     form: AblationForm = "affine"
+    """`zero` removes the component everywhere; `affine` sets it to the harmless mean."""
     rank: PositiveInt = 1
+    """Components that are ablated; 1: the mean difference. One of `attack.ranks`."""
 
 
 class HarmlessShiftCell(FrozenConfig):
     """Refusals of harmless prompts after zero-ablating the arm's own direction, minus before."""
 
     test: Literal["harmless_shift"]
+    """Kind of claim."""
     arm: str
+    """Arm that is attacked with its own direction."""
     layer: LayerRule
+    """Layer at which the direction is read; one of `attack.layers`."""
     form: AblationForm = "zero"
+    """`zero` removes the component everywhere; `affine` sets it to the harmless mean."""
     rank: PositiveInt = 1
+    """Components that are ablated; 1: the mean difference. One of `attack.ranks`."""
 
 
 ClaimCell = Annotated[
     ConcentrationCell | SpecificityCell | SelfAblationCell | HarmlessShiftCell,
     Field(discriminator="test"),
 ]
-Claim = DeclaredFinding[ClaimCell]
+
+
+class Claim(DeclaredFinding[ClaimCell]):
+    """A claim of the concentration study, declared before anything is measured."""
 
 
 @dataclass(frozen=True)

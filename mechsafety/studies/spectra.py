@@ -6,6 +6,7 @@ from typing import Final, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
+from pydantic import PositiveFloat
 from torch import Tensor
 
 from mechsafety.core.config import FrozenConfig
@@ -54,7 +55,7 @@ class SpectraSettings(FrozenConfig):
     """For the contrast that the study is about."""
     contrasts: ConcentrationSettings
     """For contrasts that are not about harm, and for the common-behavior pairs."""
-    massive_threshold: float = 200.0
+    massive_threshold: PositiveFloat = 200.0
     """Size of a massive channel as a multiple of the layer's median |x| (evidence.md 3)."""
 
 

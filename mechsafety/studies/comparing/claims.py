@@ -19,7 +19,9 @@ class _OfTwo(FrozenConfig):
     """A claim about two models, or about the same two models of several training seeds."""
 
     first: str
+    """Name of one of `models`."""
     second: str
+    """Name of one of `models`; where one acts on the other, it is the one that is acted on."""
     replicates: tuple[tuple[str, str], ...] = ()
     """The same two models of other training seeds, for claims of scope `method`."""
 
@@ -46,7 +48,7 @@ class AtLayer(_OfDifferentTwo):
     """A claim about the directions of two models at one place."""
 
     layer: LayerRule
-    """Of the first model; the second is read where `match` says."""
+    """Layer of the first model; the second is read where `match` says."""
     match: Literal["depth", "best"] = "depth"
     """`depth`: at the same fraction of the way through; `best`: where neutral prompts give the
     highest CKA."""
@@ -58,24 +60,28 @@ class LikenessCell(AtLayer):
     """Cosine of two models' directions, less that of directions from permuted labels."""
 
     test: Literal["likeness"]
+    """Kind of claim."""
 
 
 class CeilingCell(AtLayer):
     """What is missing from the cosine between halves of one model's prompts."""
 
     test: Literal["below_ceiling"]
+    """Kind of claim."""
 
 
 class AngleCell(AtLayer):
     """Degrees between two models' directions beyond those between halves of one's prompts."""
 
     test: Literal["angle"]
+    """Kind of claim."""
 
 
 class MatchingCell(_OfDifferentTwo):
     """How much more alike layers of equal depth are than layers of other depths."""
 
     test: Literal["layers_match"]
+    """Kind of claim."""
     by: Literal["cosine", "cka"] = "cosine"
     """Cosine of directions (models that share a space), or CKA of activations."""
 
@@ -84,6 +90,7 @@ class TransferCell(_OfTwo):
     """What the first model's direction does in the second."""
 
     test: Literal["transfer"]
+    """Kind of claim."""
     effect: Literal["bypass", "induce"] = "bypass"
     """`bypass`: refusal score that its ablation takes from harmful prompts; `induce`: what its
     addition gives to harmless ones."""
@@ -95,4 +102,7 @@ ClaimCell = Annotated[
     LikenessCell | CeilingCell | AngleCell | MatchingCell | TransferCell,
     Field(discriminator="test"),
 ]
-Claim = DeclaredFinding[ClaimCell]
+
+
+class Claim(DeclaredFinding[ClaimCell]):
+    """A claim of the similarity study, declared before anything is measured."""

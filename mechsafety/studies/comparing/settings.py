@@ -5,15 +5,18 @@ from typing import Any, Final, Literal
 
 from pydantic import (
     Field,
+    GetJsonSchemaHandler,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     field_validator,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
-from mechsafety.core.config import FrozenConfig, StudyConfig
-from mechsafety.core.errors import did_you_mean
+from mechsafety.core.config import FrozenConfig, Name, StudyConfig, with_short_form
+from mechsafety.core.errors import ConfigError, did_you_mean
 from mechsafety.core.positions import PositionText
 from mechsafety.data.chat_template import ChatFormat
 from mechsafety.data.neutral import NeutralSource
@@ -51,9 +54,20 @@ class Compared(FrozenConfig):
         # A model's name says all there is to say of most models.
         return {"model": given} if isinstance(given, str) else given
 
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return with_short_form(handler(schema), "Organism, folder, or `org/name@revision`.")
+
     @model_validator(mode="after")
     def _organisms_are_known(self) -> "Compared":
-        if organism_of(self) is None:
+        try:
+            organism = organism_of(self)
+        except ConfigError as error:
+            # Of another kind than pydantic's own, it would not be told with its key.
+            raise ValueError(str(error)) from None
+        if organism is None:
             return self
         given = {"base": self.base, "training": self.training, "seed": self.seed}
         stated = [f"{key} {value}" for key, value in given.items() if value is not None]
@@ -154,7 +168,7 @@ class TransferMatrix(TransferSettings):
 class SimilaritySettings(StudyConfig):
     """All settings; `studies/similarity.py` gives them their name."""
 
-    models: dict[str, Compared] = Field(min_length=2)
+    models: dict[Name, Compared] = Field(min_length=2)
     """Name → model. One is resident at a time (per worker)."""
     prompts: PairsSource
     """The organisms' world, or files: the same prompts for every model."""
@@ -167,7 +181,9 @@ class SimilaritySettings(StudyConfig):
     own template, which is then another token in another context."""
     judge: PhraseJudge | None = None
     """None: the organisms' phrases on organism prompts, else the anchored list."""
-    refusal_tokens: dict[str, tuple[int, ...]] = Field(default_factory=dict[str, tuple[int, ...]])
+    refusal_tokens: dict[str, tuple[NonNegativeInt, ...]] = Field(
+        default_factory=dict[str, tuple[int, ...]]
+    )
     """Model → ids that open its refusals; for others they are found in the refusals of all models
     with its tokenizer."""
     position: PositionText = "last"
@@ -175,14 +191,16 @@ class SimilaritySettings(StudyConfig):
     cluster_by: str | None = None
     """Label of the prompts that resampling keeps together, such as `kind`; None: their group."""
     answers_max_new_tokens: PositiveInt = 24
-    """Length of the answers that say how each model behaves on the fitted pairs."""
+    """Length in tokens of the answers that say how each model behaves on the fitted pairs."""
     direction: DirectionMethod = DifferenceInMeans()
     """How directions are fitted. Others than the mean difference are fitted anew for every group,
     relabeling and half: lower those counts."""
     geometry: GeometrySettings = GeometrySettings()
+    """How finely directions, subspaces and activations are compared."""
     maps: MapSettings = MapSettings()
+    """Maps between models that share no space."""
     transfer: TransferMatrix | None = TransferMatrix()
-    """None: geometry alone."""
+    """Which directions are carried where, to be ablated and added; None: geometry alone."""
     findings: tuple[Claim, ...] = ()
     """Claims with their primary cells, declared before anything is measured."""
 

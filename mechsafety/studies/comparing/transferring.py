@@ -42,18 +42,18 @@ class TransferSettings(FrozenConfig):
     """How carried directions are tried in a target."""
 
     layer: LayerRule = "depth:0.85"
-    """Where, in the target, directions are carried to, ablated and added."""
+    """Layer of the target that directions are carried to, ablated and added at."""
     forms: tuple[AblationForm, ...] = ("zero", "affine")
     """`zero` removes the component everywhere; `affine` sets it to the harmless mean."""
     n: PositiveInt = 40
     """Held-out prompts of each class."""
     max_new_tokens: PositiveInt = 24
-    """Answer length; part of the name of every rate."""
+    """Answer length in tokens; part of the name of every rate."""
     score_draws: PositiveInt = 20
     """Matched controls that are scored at the first token."""
     answer_draws: NonNegativeInt = 5
-    """Of these, how many also generate answers: of additions, and of ablations of a target's own
-    direction."""
+    """How many of these controls also generate answers: of additions, and of ablations of a
+    target's own direction."""
     kl_bound: PositiveFloat = 0.5
     """Forms whose harmless KL exceeds this, in nats, do not count towards robustness claims."""
 

@@ -16,9 +16,11 @@ class SeparationCell(FrozenConfig):
     """AUC of held-out prompts at one place, minus what it is compared with."""
 
     test: Literal["separation"]
+    """Kind of claim."""
     layer: LayerRule
     """Block input; the number of layers is the output of the last block."""
     position: PositionText = "last"
+    """Token position that is read."""
     versus: Literal["chance", "lexical", "base"] = "chance"
     """`chance`: 0.5; `lexical`: a bag of tokens; `base`: the same place of the base model."""
 
@@ -32,15 +34,22 @@ class CausalCell(FrozenConfig):
     """How much ablating (or adding) the direction read at one layer moves the refusal score."""
 
     test: Literal["causal"]
+    """Kind of claim."""
     layer: LayerRule
+    """Block input at which the direction is read and added."""
     score: Literal["bypass", "induce"] = "bypass"
+    """`bypass`: what its ablation takes from harmful prompts; `induce`: what its addition gives to
+    harmless ones."""
 
 
 class WinnerCell(FrozenConfig):
     """Refusals that the chosen direction takes from harmful prompts, or gives to harmless ones."""
 
     test: Literal["winner"]
+    """Kind of claim."""
     effect: Literal["bypass", "induce"] = "bypass"
+    """`bypass`: harmful prompts that its ablation lets through; `induce`: harmless ones that its
+    addition has refused."""
     form: AblationForm = "zero"
     """Of the ablation, for `bypass`."""
     dose: PositiveFloat = 1.0
@@ -51,7 +60,8 @@ class WindowCell(FrozenConfig):
     """The share of the effect that one window of at most so many layers carries."""
 
     test: Literal["window"]
-    max_length: PositiveFloat = 0.5
+    """Kind of claim."""
+    max_length: float = Field(default=0.5, gt=0, le=1)
     """Longest window that counts as local, as a share of the depth. The claim's margin is the
     share of the effect that it must carry."""
 
@@ -60,20 +70,26 @@ class SecondDirectionCell(FrozenConfig):
     """What the direction refitted after removal of the first does by itself."""
 
     test: Literal["second_direction"]
+    """Kind of claim."""
 
 
 class WritersCell(FrozenConfig):
     """How much of the score gap between the classes the top writers carry."""
 
     test: Literal["writers"]
+    """Kind of claim."""
     form: Literal["zero", "mean"] = "mean"
+    """What each writer's output is set to: nothing, or its mean over harmless prompts."""
 
 
 ClaimCell = Annotated[
     SeparationCell | CausalCell | WinnerCell | WindowCell | SecondDirectionCell | WritersCell,
     Field(discriminator="test"),
 ]
-Claim = DeclaredFinding[ClaimCell]
+
+
+class Claim(DeclaredFinding[ClaimCell]):
+    """A claim of the locality study, declared before anything is measured."""
 
 
 def check_layers(claims: Sequence[Claim], n_layers: int) -> None:

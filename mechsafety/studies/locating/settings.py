@@ -82,7 +82,7 @@ class LocalizeSettings(FrozenConfig):
     controls: PositiveInt = 10
     """Matched directions, and sets of other writers; a band at 95 % needs 19."""
     dose_controls: PositiveInt = 5
-    """Of these, how many are also added at every layer and dose."""
+    """How many of these directions are also added at every layer and dose."""
     two_by_two_min: PositiveInt = 8
     """Prompts that a cell of harm × behavior needs."""
     two_by_two_n: NonNegativeInt = 80
@@ -107,13 +107,13 @@ class EvaluateSettings(FrozenConfig):
     """The winner on the third split."""
 
     max_new_tokens: PositiveInt = 24
-    """Answer length; part of the name of every rate."""
+    """Answer length in tokens; part of the name of every rate."""
     addition_doses: tuple[PositiveFloat, ...] = Field(default=(1.0, 2.0), min_length=1)
     """Multiples of the raw mean difference."""
     score_draws: PositiveInt = 20
     """Energy-matched controls scored at the first token."""
     answer_draws: PositiveInt = 5
-    """Of these, how many also generate answers."""
+    """How many of these controls also generate answers."""
 
 
 class LocalitySettings(StudyConfig):
@@ -129,18 +129,22 @@ class LocalitySettings(StudyConfig):
     """System prompt, thinking state and chat template."""
     judge: PhraseJudge | None = None
     """None: the organisms' phrases on organism prompts, else the anchored list."""
-    refusal_tokens: tuple[int, ...] | None = None
+    refusal_tokens: tuple[NonNegativeInt, ...] | None = None
     """Ids that open a refusal; None finds them in the model's own refusals."""
-    positions: tuple[PositionText, ...] = ("eoi",)
+    positions: tuple[PositionText, ...] = Field(default=("eoi",), min_length=1)
     """Token positions at which directions are read; the order decides ties."""
     cluster_by: str | None = None
     """Label of the prompts that resampling keeps together, such as `kind`; None: their group."""
     answers_max_new_tokens: PositiveInt = 24
-    """Length of the answers that say how the model behaves on the fitted pairs."""
+    """Length in tokens of the answers that say how the model behaves on the fitted pairs."""
     selection: SelectionSettings = SelectionSettings()
+    """How the direction is chosen."""
     maps: MapSettings = MapSettings()
+    """Resolution of the maps."""
     localize: LocalizeSettings = LocalizeSettings()
+    """Where the chosen direction's effect comes from."""
     evaluate: EvaluateSettings = EvaluateSettings()
+    """What the chosen direction does on the third split."""
     findings: tuple[Claim, ...] = ()
     """Claims with their primary cells, declared before anything is measured."""
 

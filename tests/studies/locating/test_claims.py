@@ -3,7 +3,6 @@
 import pytest
 
 from mechsafety.core.errors import ConfigError, SiteError
-from mechsafety.core.result import DeclaredFinding
 from mechsafety.studies.locating.claims import (
     CausalCell,
     Claim,
@@ -15,7 +14,7 @@ from mechsafety.studies.locating.claims import (
 
 
 def claim(cell: ClaimCell) -> Claim:
-    return DeclaredFinding[ClaimCell](id="x", claim="X.", scope="checkpoint", margin=0.1, cell=cell)
+    return Claim(id="x", claim="X.", scope="checkpoint", margin=0.1, cell=cell)
 
 
 def test_the_last_template_token_has_one_name() -> None:
