@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -141,7 +142,8 @@ class StageCache:
         except (OSError, SafetensorError) as error:
             raise RecordError(f"keeping a result in {path}: {error}.") from error
         finally:
-            beside.unlink(missing_ok=True)
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
         return self._root / key[:2] / f"{key}.safetensors"

@@ -1,5 +1,6 @@
 """Does a tiny study go through the whole of the runner? Its modes are ways to end."""
 
+import os
 import time
 from typing import Literal
 
@@ -26,11 +27,14 @@ class Config(StudyConfig):
 
 def run(config: Config, context: Context) -> Result:
     table = Table("squares", "Squares; no null, a toy.")
+    # What no record says: a replay with another shift is another run.
+    hidden = float(os.environ.get("TOY_SHIFT", "0"))
     with context.stage("measure"):
         with context.stage("draw"):
             noise = torch.randn(config.size, generator=context.generator("noise", 3))
         squares = context.map(square, list(range(config.size)), "squares")
-        for layer, (value, shift) in enumerate(zip(squares, noise.tolist(), strict=True)):
+        for layer, (value, drawn) in enumerate(zip(squares, noise.tolist(), strict=True)):
+            shift = drawn + hidden
             table.add(
                 "square",
                 value + shift,
