@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNS ?= runs
 
-.PHONY: install demo test test-slow check fixtures clean
+.PHONY: install demo test test-slow check fixtures schemas clean
 
 install: $(VENV)/installed
 
@@ -33,6 +33,10 @@ check: install
 # Trains the small organisms of tests/fixtures again; the same machine gives the same bits.
 fixtures: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m mechsafety.organisms.fixtures
+
+# What editors check and complete experiments with; a test says that the files are current.
+schemas: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m mechsafety.execution.schemas experiments/schemas
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, WithJsonSchema
 
 from mechsafety.core.errors import ConfigError, SiteError
 
@@ -18,7 +18,18 @@ def _checked(rule: str | int) -> str | int:
     return rule
 
 
-LayerRule = Annotated[str | int, AfterValidator(_checked)]
+LayerRule = Annotated[
+    str | int,
+    AfterValidator(_checked),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 0},
+                {"type": "string", "pattern": f"^({_RULE.pattern})$"},
+            ]
+        }
+    ),
+]
 """A layer: `3`, `attacked` (where training perturbed it), `attacked+1`, or `depth:0.4`.
 
 `depth:f` is the layer nearest to the fraction f of the way through the stack.

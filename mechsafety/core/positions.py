@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal, get_args
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, WithJsonSchema
 
 from mechsafety.core.errors import PositionError, did_you_mean
 
@@ -109,5 +109,9 @@ def _checked(text: str) -> str:
         raise ValueError(str(error)) from None
 
 
-PositionText = Annotated[str, AfterValidator(_checked)]
+_WRITTEN: Final = rf"^({'|'.join(POSITION_NAMES)}|eoi\[[-−][1-9]\d*\])$"
+
+PositionText = Annotated[
+    str, AfterValidator(_checked), WithJsonSchema({"type": "string", "pattern": _WRITTEN})
+]
 """A position as an experiment's YAML writes it; a misspelt one is found before the run."""

@@ -35,7 +35,7 @@ class AttackMatrix(FrozenConfig):
     ranks: tuple[PositiveInt, ...] = (1, 2)
     """1: the mean difference; k: the first k uncentered components of the differences."""
     cross_ranks: tuple[PositiveInt, ...] = (1, 2)
-    """Ranks that are also ablated in other arms than their own."""
+    """Ranks (components) that are also ablated in other arms than their own."""
     forms: tuple[AblationForm, ...] = ("zero", "affine")
     """`zero` removes the component everywhere; `affine` sets it to the harmless mean."""
     n: PositiveInt = 48
