@@ -1,6 +1,5 @@
 """Judging the answers that a run kept once more: by its own judge, or by another."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from mechsafety.core.errors import ConfigError, RecordError
 from mechsafety.judges.phrases import PhraseJudge, Verdict
 from mechsafety.judges.rates import rates
 from mechsafety.records.completions import PURGED, Completion, completions
-from mechsafety.records.landing import land
+from mechsafety.records.landing import land_json
 from mechsafety.records.reading import Run
 from mechsafety.records.schema import DERIVED
 
@@ -83,7 +82,7 @@ def rejudge(run: Run, phrases: str | None = None) -> Rejudged:
     path = folder / f"rejudged-{judge.name.replace(':', '-')}.json"
     found = Rejudged(judge.name, own, len(kept), _groups(kept, verdicts, judge.name), flips, path)
     folder.mkdir(exist_ok=True)
-    land(path, (json.dumps(asdict(found), indent=1, default=str) + "\n").encode())
+    land_json(path, {**asdict(found), "path": path.name})
     return found
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from mechsafety.core.errors import RecordError
-from mechsafety.records.landing import land
+from mechsafety.records.landing import land_json
 from mechsafety.records.reading import Run
 from mechsafety.records.schema import DERIVED, PRIVATE
 
@@ -166,7 +166,7 @@ def purge(run: Run) -> list[str]:
         (run.folder / DERIVED).mkdir(exist_ok=True)
         when = datetime.now(UTC).isoformat(timespec="seconds")
         said = {"time": when, "files": names}
-        land(run.folder / DERIVED / PURGED, (json.dumps(said, indent=1) + "\n").encode())
+        land_json(run.folder / DERIVED / PURGED, said)
         for path in paths:
             path.unlink()
         for below in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):

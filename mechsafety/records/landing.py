@@ -1,6 +1,7 @@
 """Files that land whole: written beside their place, flushed to disk, then renamed into it."""
 
 import hashlib
+import json
 import os
 import secrets
 from pathlib import Path
@@ -31,6 +32,11 @@ def land(path: Path, content: bytes) -> None:
         ) from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+def land_json(path: Path, value: object) -> None:
+    """As `land`, with a JSON value that holds no NaN."""
+    land(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
 def _sync_folder(folder: Path) -> None:

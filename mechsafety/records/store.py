@@ -5,29 +5,28 @@
 A completed record never changes; one that did not complete can be resumed in its folder.
 """
 
-import errno
 import json
 import os
-import secrets
 import shutil
 import traceback
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import count
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
 from mechsafety.core.config import StudyConfig, config_hash
 from mechsafety.core.errors import RecordError, SelfCheckError
 from mechsafety.core.result import Result
+from mechsafety.records.appearing import appear, hidden_folder
 from mechsafety.records.checking import check_findings, check_tables, label_exploratory
-from mechsafety.records.landing import land, sha256_of
+from mechsafety.records.landing import land, land_json, sha256_of
 from mechsafety.records.locking import RunLock
 from mechsafety.records.metrics_table import entries_of, to_parquet
 from mechsafety.records.reading import Run, open_run
+from mechsafety.records.resuming import UNWRITTEN, mend_events, session_of
 from mechsafety.records.schema import (
     CONFIG,
     DERIVED,
@@ -45,7 +44,6 @@ from mechsafety.records.schema import (
     Manifest,
     ModelUsed,
     Parent,
-    Session,
     StageTiming,
     check_inside,
     declared_findings,
@@ -89,7 +87,7 @@ class RunWriter:
         declared = declared_findings(config)
         digest = config_hash(config)
         parent, name = out / config.study, f"{now:%Y%m%dT%H%M%SZ}-{digest[:8]}"
-        making = _hidden_folder(parent, name)
+        making = hidden_folder(parent, name)
         lock = RunLock(making)
         try:
             manifest = Manifest(
@@ -109,7 +107,7 @@ class RunWriter:
             )
             text = yaml.safe_dump(manifest.config, sort_keys=False, allow_unicode=True)
             land(making / CONFIG, text.encode())
-            folder, manifest = _appear(making, parent, name, manifest)
+            folder, manifest = appear(making, parent, name, manifest)
             writer = cls(folder, lock, manifest)
             writer.event("opened", run=folder.name)
         except BaseException:
@@ -136,16 +134,16 @@ class RunWriter:
             before = open_run(run.folder).manifest
             manifest = before.model_copy(
                 update={
-                    **_UNWRITTEN,
+                    **UNWRITTEN,
                     "status": "running",
                     "opened": datetime.now(UTC).isoformat(timespec="seconds"),
                     "command_line": tuple(command_line),
                     "environment": environment,
-                    "sessions": (*before.sessions, _session(before)),
+                    "sessions": (*before.sessions, session_of(before)),
                 }
             )
-            _mend_events(run.folder / EVENTS)
-            _land_json(run.folder / MANIFEST, manifest.model_dump(mode="json"))
+            mend_events(run.folder / EVENTS)
+            land_json(run.folder / MANIFEST, manifest.model_dump(mode="json"))
             writer = cls(run.folder, lock, manifest)
             writer.event("resumed", session=len(manifest.sessions) + 1)
         except BaseException:
@@ -227,9 +225,7 @@ class RunWriter:
         )
         check_findings(result.findings, self._manifest.declared)
         findings = label_exploratory(result.findings, self._manifest.declared)
-        _land_json(
-            self.folder / FINDINGS, [finding.model_dump(mode="json") for finding in findings]
-        )
+        land_json(self.folder / FINDINGS, [finding.model_dump(mode="json") for finding in findings])
 
     def note_use(
         self,
@@ -289,7 +285,7 @@ class RunWriter:
             )
             seal = manifest_seal(closing.model_dump(mode="json"))
             self._manifest = closing.model_copy(update={"seal": seal})
-            _land_json(self.folder / MANIFEST, self._manifest.model_dump(mode="json"))
+            land_json(self.folder / MANIFEST, self._manifest.model_dump(mode="json"))
             for name in (*self._manifest.files, MANIFEST):
                 (self.folder / name).chmod(0o444)
         finally:
@@ -330,91 +326,9 @@ def _entry(path: Path) -> FileEntry:
     return FileEntry(sha256=sha256_of(path), bytes=path.stat().st_size)
 
 
-def _hidden_folder(parent: Path, name: str) -> Path:
-    """Where a folder is made before it appears; a kill leaves it hidden, and nobody's run."""
-    making = parent / f".{name}.{secrets.token_hex(4)}.part"
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        making.mkdir()
-    except OSError as error:
-        raise _unwritable(parent, error) from None
-    return making
-
-
-def _appear(making: Path, parent: Path, name: str, manifest: Manifest) -> tuple[Path, Manifest]:
-    """Give the folder the first name that no other run has. A rename never replaces a run."""
-    for number in count(1):
-        folder = parent / (name if number == 1 else f"{name}-{number}")
-        named = manifest.model_copy(update={"run": folder.name})
-        _land_json(making / MANIFEST, named.model_dump(mode="json"))
-        try:
-            making.rename(folder)
-        except OSError as error:
-            if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-                continue
-            raise _unwritable(parent, error) from None
-        return folder, named
-    raise AssertionError("count() ended")
-
-
-def _unwritable(parent: Path, error: OSError) -> RecordError:
-    return RecordError(
-        f"making a run folder in {parent}: {error.strerror or error}. Choose a folder that "
-        "can be written with --out."
-    )
-
-
 def _parent(run: Run, folder: Path) -> Parent:
     where = os.path.relpath(run.folder.resolve(), folder.resolve())
     return Parent(run=run.manifest.run, folder=where, seal=run.manifest.seal)
-
-
-_UNWRITTEN: Final[dict[str, Any]] = {
-    name: Manifest.model_fields[name].get_default(call_default_factory=True)
-    for name in (
-        "closed",
-        "seconds",
-        "seeds",
-        "models",
-        "provenance",
-        "sources",
-        "tolerances",
-        "tables",
-        "figures",
-        "notes",
-        "stages",
-        "files",
-        "private",
-        "error",
-        "seal",
-    )
-}
-"""What a manifest says of work, as it is before any."""
-
-
-def _session(before: Manifest) -> Session:
-    return Session(
-        opened=before.opened,
-        status="interrupted" if before.status == "running" else before.status,
-        command_line=before.command_line,
-        code_sha256=before.environment.code_sha256,
-        seconds=before.seconds,
-        error=None if before.error is None else before.error.message,
-    )
-
-
-def _mend_events(path: Path) -> None:
-    """Take away a last line that a kill cut short, so that the next begins on its own."""
-    try:
-        content = path.read_bytes() if path.exists() else b""
-        # By a new file: the old one may be sealed and read-only.
-        land(path, content[: content.rfind(b"\n") + 1])
-    except OSError as error:
-        raise RecordError(f"resuming {path.parent}: {error}.") from None
-
-
-def _land_json(path: Path, value: object) -> None:
-    land(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
 def _plain_json(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,10 @@ import pytest
 import mechsafety.records.landing as landing
 from mechsafety.core.errors import RecordError
 from mechsafety.execution.runner import How, execute, plan_experiment, plan_of
+from mechsafety.records import appearing
 from mechsafety.records.compare import compare
 from mechsafety.records.reading import Run, open_run
+from mechsafety.records.store import RunWriter
 from mechsafety.records.verify import verify
 from tests.records.made_records import ENVIRONMENT, config, result
 from tests.studies.locality_runs import BRIEF, SMALL
@@ -150,8 +152,6 @@ def test_a_completed_record_is_not_resumed(toy_yaml: Path, tmp_path: Path) -> No
 
 
 def test_two_processes_do_not_resume_one_run(toy_yaml: Path, tmp_path: Path) -> None:
-    from mechsafety.records.store import RunWriter
-
     failed = open_run(execute(plan_experiment(toy_yaml, ["mode=fail"]), tmp_path).folder)
     holder = RunWriter.resume(failed, ENVIRONMENT, ["first"])
     with pytest.raises(RecordError, match="another process holds its lock"):
@@ -201,19 +201,16 @@ def test_a_cache_that_cannot_be_written_is_a_warning_and_costs_no_run(
 def test_a_folder_appears_together_with_its_manifest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mechsafety.records import store
-
     seen: list[list[str]] = []
-    plain = store.land
+    plain = appearing.land_json
 
-    def land(path: Path, content: bytes) -> None:
+    def land_json(path: Path, value: object) -> None:
+        plain(path, value)
         seen.append([p.name for p in tmp_path.glob("made/*") if not p.name.startswith(".")])
-        plain(path, content)
 
-    monkeypatch.setattr(store, "land", land)
-    writer = store.RunWriter.create(tmp_path, config(), ENVIRONMENT, ["test"])
-    assert seen
-    assert all(names == [] for names in seen)
+    monkeypatch.setattr(appearing, "land_json", land_json)
+    writer = RunWriter.create(tmp_path, config(), ENVIRONMENT, ["test"])
+    assert seen == [[]]  # the manifest was whole, and there was no such run yet
     assert (writer.folder / "manifest.json").exists()
     writer.write_result(result())
     writer.close("completed")

@@ -1,0 +1,45 @@
+"""A run folder appears under its name together with its manifest, or not at all."""
+
+import errno
+import secrets
+from itertools import count
+from pathlib import Path
+
+from mechsafety.core.errors import RecordError
+from mechsafety.records.landing import land_json
+from mechsafety.records.schema import MANIFEST, Manifest
+
+
+def hidden_folder(parent: Path, name: str) -> Path:
+    """Where a folder is made before it appears; a kill leaves it hidden, and nobody's run."""
+    making = parent / f".{name}.{secrets.token_hex(4)}.part"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        making.mkdir()
+    except OSError as error:
+        raise unwritable(parent, error) from None
+    return making
+
+
+def appear(making: Path, parent: Path, name: str, manifest: Manifest) -> tuple[Path, Manifest]:
+    """Give the folder the first name that no other run has. A rename never replaces a run."""
+    for number in count(1):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        named = manifest.model_copy(update={"run": folder.name})
+        land_json(making / MANIFEST, named.model_dump(mode="json"))
+        try:
+            making.rename(folder)
+        except OSError as error:
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                continue
+            raise unwritable(parent, error) from None
+        return folder, named
+    raise AssertionError("count() ended")
+
+
+def unwritable(parent: Path, error: OSError) -> RecordError:
+    """Why no run folder can be made."""
+    return RecordError(
+        f"making a run folder in {parent}: {error.strerror or error}. Choose a folder that "
+        "can be written with --out."
+    )
