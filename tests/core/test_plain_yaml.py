@@ -103,7 +103,7 @@ def test_what_experiments_do_not_need_is_refused_with_its_line(text: str, messag
 def test_deep_nesting_is_refused_at_once(text: str) -> None:
     started = time.process_time()
     assert f"more than {MAX_DEPTH} levels" in _refused(text)
-    assert time.process_time() - started < 2
+    assert time.process_time() - started < 4
     inner = "x"
     for _ in range(MAX_DEPTH - 1):
         inner = f"[{inner}]"
@@ -124,7 +124,7 @@ def test_deep_nesting_is_refused_at_once(text: str) -> None:
 def test_as_many_bytes_of_values_is_refused_when_they_are_too_many(text: str) -> None:
     started = time.process_time()
     assert f"more than {MAX_VALUES:,} keys and values" in _refused(text)
-    assert time.process_time() - started < 2
+    assert time.process_time() - started < 4
 
 
 @pytest.mark.parametrize(
@@ -146,4 +146,4 @@ def test_as_many_bytes_of_anything_else_ends_too(text: str) -> None:
     started = time.process_time()
     with contextlib.suppress(ConfigError):
         plain_yaml(text)
-    assert time.process_time() - started < 2
+    assert time.process_time() - started < 4
