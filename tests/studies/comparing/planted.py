@@ -15,7 +15,7 @@ from mechsafety.judges.phrases import Verdict
 from mechsafety.linalg.typed import linalg
 from mechsafety.organisms.sources import NeutralPrompts
 from mechsafety.studies.arms import ArmView, PairRows, residual_sites
-from mechsafety.studies.comparing.frame import framed
+from mechsafety.studies.comparing.frame import Frame, framed
 from mechsafety.studies.comparing.measured import Measured
 from mechsafety.studies.similarity import Config, _geometry, _mapped
 from tests.studies.test_concentration import InlineContext
@@ -119,7 +119,7 @@ def view(
         dims=dims,
         identity={"tokenizer": tokenizer, "dtype": "float32"},
         probes=(),
-        token_hashes={},
+        token_use={},
         sites=residual_sites(dims),
         positions=(Position("last"),),
         pairs=PairRows(rows["harmful"], rows["harmless"]),
@@ -137,8 +137,12 @@ PAIRS = PromptPairs("harm", prompts("harmful", N_TWINS), prompts("harmless", N_T
 NEUTRAL = NeutralPrompts(prompts("fit", N_FIT), prompts("held out", N_HELD_OUT))
 
 
+def frame_of(config: Config, read: Mapping[str, Streams]) -> Frame:
+    """The models as the study reads them."""
+    return framed(config, {name: view(name, one) for name, one in read.items()}, PAIRS, NEUTRAL)
+
+
 def measured(config: Config, read: Mapping[str, Streams]) -> Measured:
     """All that the study measures but what directions do."""
-    views = {name: view(name, one) for name, one in read.items()}
-    frame, context = framed(config, views, PAIRS, NEUTRAL), InlineContext(Path(), {})
+    frame, context = frame_of(config, read), InlineContext(Path(), {})
     return _mapped(frame, _geometry(frame, context), context)

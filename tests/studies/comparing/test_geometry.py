@@ -9,7 +9,7 @@ import torch
 
 from mechsafety.directions.difference_in_means import DifferenceInMeans
 from mechsafety.metrics.deals import refit_each
-from mechsafety.studies.comparing.frame import Frame, framed
+from mechsafety.studies.comparing.frame import Frame
 from mechsafety.studies.comparing.geometry import (
     Likeness,
     activation_likenesses,
@@ -24,15 +24,12 @@ from mechsafety.studies.comparing.mapping import Place
 from mechsafety.studies.comparing.measured import Measured
 from tests.studies.comparing.planted import (
     N_HELD_OUT,
-    N_LAYERS,
     N_TWINS,
-    NEUTRAL,
-    PAIRS,
     Streams,
+    frame_of,
     isometry,
     shift,
     streams,
-    view,
 )
 from tests.studies.similarity_runs import configured
 
@@ -40,9 +37,8 @@ MASSIVE = 2
 NAMES = ("a", "b", "far_b", "far", "blind")
 
 
-def frame(models: str, read: Mapping[str, Streams], *overrides: str) -> Frame:
-    views = {name: view(name, one) for name, one in read.items()}
-    return framed(configured(models, "maps.between=null", *overrides), views, PAIRS, NEUTRAL)
+def frame(models: str, read: Mapping[str, Streams]) -> Frame:
+    return frame_of(configured(models, "maps.between=null"), read)
 
 
 def of(likenesses: Sequence[Likeness], *key: str) -> Likeness:
@@ -59,17 +55,6 @@ def test_the_mean_difference_is_what_fitting_it_to_every_deal_gives(world: Measu
         at_once = fitter(DifferenceInMeans())(rows, deals)
         one_by_one = refit_each(lambda x, y: DifferenceInMeans().fit(x, y).vector, rows, deals)
         torch.testing.assert_close(at_once, one_by_one.double(), atol=1e-5, rtol=1e-5)
-
-
-def test_rows_are_harmful_ones_before_harmless_ones(world: Measured) -> None:
-    rows = world.frame.job.rows["b"]
-    read = world.frame.views["b"].pairs
-    assert torch.equal(rows[:N_TWINS], read.first[:, :, 0])
-    assert torch.equal(rows[N_TWINS:], read.second[:, :, 0])
-    assert rows.shape == (2 * N_TWINS, N_LAYERS + 1, 7)
-    shifts = rows[:N_TWINS].mean(0) - rows[N_TWINS:].mean(0)
-    torch.testing.assert_close(shifts.double(), world.stacks["b"].whole.double(), atol=1e-5, rtol=0)
-    assert float(world.directions()["b"][2].norm()) > 3
 
 
 def test_labels_are_permuted_alike_in_all_models(world: Measured) -> None:
