@@ -16,7 +16,7 @@ from mechsafety.effects.answers import Answers, answer
 from mechsafety.effects.scores import Halfway, first_token_logits, run_halfway
 from mechsafety.judges.phrases import PhraseJudge
 from mechsafety.models.model import Model
-from mechsafety.models.tokens import TokenizedPrompts, tokenize
+from mechsafety.models.tokens import TokenizedPrompts, TokenUse, tokenize
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,12 @@ class Target:
     judge: PhraseJudge
     max_new_tokens: int
     batch_tokens: int
+
+    def token_use(self, what: str) -> dict[str, TokenUse]:
+        """What both sides became for the model, for the record: `what/harmful`, `what/harmless`."""
+        passes = self.model.pass_tokens(self.batch_tokens)
+        sides = {"harmful": self.harmful, "harmless": self.harmless}
+        return {f"{what}/{name}": side.tokens.use(passes) for name, side in sides.items()}
 
 
 def observed_target(

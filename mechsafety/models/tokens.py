@@ -53,6 +53,12 @@ class TokenizedPrompts:
             digest.update(json.dumps(ids).encode())
         return digest.hexdigest()
 
+    def use(self, pass_tokens: int) -> "TokenUse":
+        """What the record says of these prompts, read in passes of so many padded tokens."""
+        rows = json.dumps(batched_rows(self, pass_tokens))
+        composition = hashlib.sha256(rows.encode()).hexdigest()
+        return TokenUse(self.hash, composition, self.names, self.ids)
+
     def select(self, rows: Sequence[int]) -> "TokenizedPrompts":
         """These prompts, in this order."""
         return replace(
@@ -104,6 +110,20 @@ class TokenizedPrompts:
                 f"…, 'eoi[-{min(counts)}]', which every prompt has."
             )
         return tuple(Position("eoi", index) for index in range(-counts.pop(), 0))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenUse:
+    """What a prompt set became for one model, for the record."""
+
+    sha256: str
+    """Of all token ids in order."""
+    batches: str
+    """SHA-256 of which prompts share a forward pass: another composition changes last bits."""
+    names: tuple[str, ...]
+    """Prompt ids."""
+    ids: tuple[tuple[int, ...], ...]
+    """What the model received for each."""
 
 
 @dataclass(frozen=True, slots=True)

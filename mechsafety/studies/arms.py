@@ -22,7 +22,7 @@ from mechsafety.models.loading import open_model
 from mechsafety.models.model import Model
 from mechsafety.models.probe_report import Probe
 from mechsafety.models.spec import ModelSpec
-from mechsafety.models.tokens import TokenizedPrompts, tokenize
+from mechsafety.models.tokens import TokenizedPrompts, TokenUse, tokenize
 
 ORGANISM_NOTE: Final = (
     "A trained organism shows what the instrument detects on a model whose construction is known; "
@@ -74,7 +74,8 @@ class ArmView:
     """Hashes of weights, tokenizer, template; dtype; quantization."""
     probes: tuple[Probe, ...]
     """What the load-time probes found."""
-    token_hashes: Mapping[str, str]
+    token_use: Mapping[str, TokenUse]
+    """By prompt set."""
     sites: tuple[ResidualSite, ...]
     """`resid_pre` of every layer, and the stream after the last block."""
     positions: tuple[Position, ...]
@@ -150,7 +151,10 @@ def read_arm(job: ArmJob) -> ArmView:
             dims=model.dims,
             identity=model.identity(),
             probes=() if model.probes is None else model.probes.probes,
-            token_hashes={name: tokenized.hash for name, tokenized in tokens.items()},
+            token_use={
+                name: one.use(model.pass_tokens(job.runtime.batch_tokens))
+                for name, one in tokens.items()
+            },
             sites=sites,
             positions=positions,
             pairs=PairRows(rows["harmful"], rows["harmless"]),

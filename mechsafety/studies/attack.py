@@ -23,6 +23,7 @@ from mechsafety.judges.phrases import PhraseJudge, Verdict
 from mechsafety.metrics.pairing import Pairing, difference_rows
 from mechsafety.metrics.refusal_score import refusal_score
 from mechsafety.models.spec import ModelSpec
+from mechsafety.models.tokens import TokenUse
 from mechsafety.studies.arms import open_arm
 
 
@@ -103,7 +104,8 @@ class Attacked:
     arm: str
     baseline: Baseline
     cells: tuple[Cell, ...]
-    token_hashes: Mapping[str, str]
+    token_use: Mapping[str, TokenUse]
+    """By prompt set."""
 
 
 def source(
@@ -153,10 +155,7 @@ def attack_arm(job: AttackJob) -> Attacked:
             arm=job.arm,
             baseline=Baseline.of(target),
             cells=cells,
-            token_hashes={
-                "attack/harmful": target.harmful.tokens.hash,
-                "attack/harmless": target.harmless.tokens.hash,
-            },
+            token_use=target.token_use("attack"),
         )
     finally:
         model.close()

@@ -28,6 +28,7 @@ from mechsafety.judges.phrases import PhraseJudge
 from mechsafety.metrics.pairing import Pairing
 from mechsafety.metrics.resampling import MIN_CLUSTERS
 from mechsafety.models.spec import ModelSpec
+from mechsafety.models.tokens import TokenUse
 from mechsafety.organisms.sources import StudyPrompts, study_prompts
 from mechsafety.studies.arms import (
     ORGANISM_NOTE,
@@ -63,6 +64,7 @@ from mechsafety.studies.spectra import (
     spectra,
     spectra_table,
 )
+from mechsafety.studies.token_use import token_lines, token_provenance
 from mechsafety.studies.tolerances import EXACT, EXTENT, RATE, RATES, SCORE, SHARE, each
 
 MIN_REFUSALS: Final = 0.1
@@ -189,6 +191,8 @@ def run(config: Config, context: Context) -> Result:
     named = [arm.model.id for seed in seeds for arm in _arms_of_seed(config, seed).values()]
     folders = context.model_folders(named)
     runs = [_measure(config, context, prompts, judge, folders, seed) for seed in seeds]
+    used = {label: sets for one in runs for label, sets in one.token_use().items()}
+    context.keep_token_ids("token_ids", token_lines(used))
     with context.stage("findings"):
         notes = precision_notes("arms", runs[0].views)
         found = [finding(claim, [one.measured for one in runs], notes) for claim in config.findings]
@@ -205,11 +209,7 @@ def run(config: Config, context: Context) -> Result:
             "prompts": prompts.hashes,
             "judge": judge.name,
             "models": {_label(arm, one.seed): _about(v) for one in runs for arm, v in one.views},
-            "token_ids": {
-                _label(arm, one.seed): one.token_hashes(arm, view)
-                for one in runs
-                for arm, view in one.views
-            },
+            **token_provenance(used),
         },
     )
 
@@ -225,10 +225,15 @@ class _Run:
     tables: tuple[Table, ...]
     tensors: Mapping[str, Tensor]
 
-    def token_hashes(self, arm: str, view: ArmView) -> dict[str, str]:
-        """Hashes of the token ids of every prompt set that the arm saw."""
-        attacked = self.attacked.get(arm)
-        return {**view.token_hashes, **(attacked.token_hashes if attacked else {})}
+    def token_use(self) -> dict[str, Mapping[str, TokenUse]]:
+        """Every prompt set that each arm saw."""
+        return {
+            _label(arm, self.seed): {
+                **view.token_use,
+                **(self.attacked[arm].token_use if arm in self.attacked else {}),
+            }
+            for arm, view in self.views
+        }
 
 
 def _measure(

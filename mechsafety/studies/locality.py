@@ -20,9 +20,10 @@ from mechsafety.studies.locating.completions import keep_completions
 from mechsafety.studies.locating.figures import figures
 from mechsafety.studies.locating.findings import finding
 from mechsafety.studies.locating.frame import Frame, ask_of
-from mechsafety.studies.locating.output import tables, tensors
+from mechsafety.studies.locating.output import tables, tensors, token_use
 from mechsafety.studies.locating.separating import read_models, separation_of
 from mechsafety.studies.locating.settings import LocalitySettings
+from mechsafety.studies.token_use import token_lines, token_provenance
 from mechsafety.studies.tolerances import EXACT, EXTENT, RATE, RATES, SCORE, SHARE, each
 
 
@@ -113,6 +114,8 @@ def run(config: Config, context: Context) -> Result:
     finally:
         let_go()
     keep_completions(frame, measured)
+    used = token_use(measured)
+    context.keep_token_ids("token_ids", token_lines(used))
     with context.stage("findings"):
         found = [finding(claim, measured) for claim in config.findings]
     return Result(
@@ -130,11 +133,7 @@ def run(config: Config, context: Context) -> Result:
                 for name, one in (("model", read), ("base", base))
                 if one is not None
             },
-            "token_ids": {
-                name: dict(one.token_hashes)
-                for name, one in (("model", read), ("base", base))
-                if one is not None
-            },
+            **token_provenance(used),
             "refusal_tokens": list(measured.causal.refusal_ids) if measured.causal else [],
         },
     )

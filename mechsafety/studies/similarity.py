@@ -18,6 +18,7 @@ from mechsafety.core.context import Context
 from mechsafety.core.result import Result, Table, Tolerances
 from mechsafety.core.seeding import derive_seed
 from mechsafety.judges.phrases import PhraseJudge
+from mechsafety.models.tokens import TokenUse
 from mechsafety.organisms.sources import (
     NeutralPrompts,
     StudyPrompts,
@@ -51,6 +52,7 @@ from mechsafety.studies.comparing.settings import Pair, SimilaritySettings
 from mechsafety.studies.comparing.transfer_table import transfer_table
 from mechsafety.studies.comparing.transferring import Transferred, transfer
 from mechsafety.studies.samples import Sample
+from mechsafety.studies.token_use import token_lines, token_provenance
 from mechsafety.studies.tolerances import EXACT, EXTENT, RATE, RATES, SCORE, SHARE, each
 
 
@@ -135,6 +137,7 @@ def run(config: Config, context: Context) -> Result:
         with context.stage("transfer"):
             measured = _transferred(frame, measured, context, prompts, judge, folders)
     _keep_completions(context, measured, prompts)
+    context.keep_token_ids("token_ids", token_lines(_token_use(measured)))
     with context.stage("findings"):
         found = [finding(claim, measured) for claim in config.findings]
     return Result(
@@ -257,23 +260,24 @@ def _tensors(measured: Measured) -> dict[str, Tensor]:
 def _provenance(
     measured: Measured, prompts: StudyPrompts, neutral: NeutralPrompts, judge: PhraseJudge
 ) -> dict[str, object]:
-    views = measured.frame.views
-    transfers = measured.transfers
-    tried: Mapping[str, Transferred] = {} if transfers is None else transfers.targets
     return {
         "prompts": {**prompts.hashes, **neutral.hashes},
         "judge": judge.name,
         "models": {
             name: {**view.identity, "probes": [asdict(probe) for probe in view.probes]}
-            for name, view in views.items()
+            for name, view in measured.frame.views.items()
         },
-        "token_ids": {
-            name: {
-                **view.token_hashes,
-                **(tried[name].token_hashes if name in tried else {}),
-            }
-            for name, view in views.items()
-        },
+        **token_provenance(_token_use(measured)),
+    }
+
+
+def _token_use(measured: Measured) -> dict[str, dict[str, TokenUse]]:
+    """Every prompt set that each model saw."""
+    transfers = measured.transfers
+    tried: Mapping[str, Transferred] = {} if transfers is None else transfers.targets
+    return {
+        name: {**view.token_use, **(tried[name].token_use if name in tried else {})}
+        for name, view in measured.frame.views.items()
     }
 
 

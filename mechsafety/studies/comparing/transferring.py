@@ -30,6 +30,7 @@ from mechsafety.linalg.subspace import Subspace
 from mechsafety.linalg.typed import linalg
 from mechsafety.metrics.matched_controls import draw_norm_matched
 from mechsafety.models.spec import ModelSpec
+from mechsafety.models.tokens import TokenUse
 from mechsafety.studies.arms import open_arm
 from mechsafety.studies.attack import Baseline
 
@@ -122,7 +123,8 @@ class Transferred:
     target: str
     baseline: Baseline
     cells: tuple[TransferCell, ...]
-    token_hashes: Mapping[str, str]
+    token_use: Mapping[str, TokenUse]
+    """By prompt set."""
 
     @property
     def clean(self) -> tuple[Float[Tensor, " n_harmful"], Float[Tensor, " n_harmless"]] | None:
@@ -185,10 +187,7 @@ def transfer(job: TransferJob) -> Transferred:
                 )
                 for carried, source in progress(both, f"directions in {job.target}")
             ),
-            token_hashes={
-                "transfer/harmful": target.harmful.tokens.hash,
-                "transfer/harmless": target.harmless.tokens.hash,
-            },
+            token_use=target.token_use("transfer"),
         )
     finally:
         model.close()

@@ -28,6 +28,7 @@ from mechsafety.judges.phrases import PhraseJudge
 from mechsafety.linalg.typed import linalg
 from mechsafety.metrics.refusal_score import refusal_score
 from mechsafety.metrics.representational_independence import representational_independence
+from mechsafety.models.tokens import TokenUse
 from mechsafety.studies.locating.mapping import SelectJob, control_candidates, trial_of
 from mechsafety.studies.locating.reading import Asked, ClassScores
 
@@ -160,7 +161,8 @@ class Evaluated:
     """Nats per token of the model's own clean answers to harmless prompts: `clean`, and under
     each form of ablation."""
     clean_content: Float[Tensor, " n_harmless"] | None
-    token_hashes: Mapping[str, str]
+    token_use: Mapping[str, TokenUse]
+    """By prompt set."""
 
 
 def evaluate(job: EvaluateJob) -> Evaluated:
@@ -205,7 +207,7 @@ def evaluate(job: EvaluateJob) -> Evaluated:
         added=tuple(_added(target, job, dose) for dose in job.addition_doses),
         cross_entropy=_cross_entropies(target, job),
         clean_content=None if content is None else torch.tensor(content, dtype=torch.float64),
-        token_hashes={f"evaluate/{s.prompts.name}": s.tokens.hash for s in sides},
+        token_use=target.token_use("evaluate"),
     )
 
 

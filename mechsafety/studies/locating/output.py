@@ -4,6 +4,7 @@ from torch import Tensor
 
 from mechsafety.core.result import Table
 from mechsafety.judges.phrases import PhraseJudge
+from mechsafety.models.tokens import TokenUse
 from mechsafety.organisms.sources import StudyPrompts
 from mechsafety.studies.locating.map_tables import decay_table, map_table, selection_table
 from mechsafety.studies.locating.measured import Measured
@@ -21,6 +22,15 @@ from mechsafety.studies.locating.reading_tables import (
     two_by_two_table,
 )
 from mechsafety.studies.locating.winner_tables import winner_table
+
+
+def token_use(measured: Measured) -> dict[str, dict[str, TokenUse]]:
+    """Every prompt set that each model saw."""
+    models = {"model": measured.read} | ({} if measured.base is None else {"base": measured.base})
+    used = {name: dict(one.token_use) for name, one in models.items()}
+    if measured.causal is not None and measured.causal.winner is not None:
+        used["model"] |= measured.causal.winner.evaluated.token_use
+    return used
 
 
 def tables(

@@ -24,7 +24,7 @@ from mechsafety.linalg.typed import linalg
 from mechsafety.models.model import Model
 from mechsafety.models.probe_report import Probe
 from mechsafety.models.spec import ModelSpec
-from mechsafety.models.tokens import TokenizedPrompts, tokenize
+from mechsafety.models.tokens import TokenizedPrompts, TokenUse, tokenize
 from mechsafety.studies.arms import read_rows, resident_arm, single_positions
 
 
@@ -93,7 +93,8 @@ class Read:
     dims: ModelDims
     identity: Mapping[str, str]
     probes: tuple[Probe, ...]
-    token_hashes: Mapping[str, str]
+    token_use: Mapping[str, TokenUse]
+    """By prompt set."""
     sites: tuple[ResidualSite, ...]
     left_out: tuple[str, ...]
     """Streams that this architecture does not have, and why."""
@@ -121,7 +122,9 @@ def read_model(job: ReadJob) -> Read:
         dims=model.dims,
         identity=model.identity(),
         probes=() if model.probes is None else model.probes.probes,
-        token_hashes={name: tokenized.hash for name, tokenized in tokens.items()},
+        token_use={
+            name: one.use(model.pass_tokens(runtime.batch_tokens)) for name, one in tokens.items()
+        },
         sites=sites,
         left_out=left_out,
         positions=positions,

@@ -176,7 +176,7 @@ def test_only_the_targets_own_ablation_has_controls_that_answer(done: Transferre
         if cell.ablated["affine"].controls is not None
     }
     assert answered == {"ssft": N_ANSWERS, "lat": 0, "noise": 0}
-    assert set(done.token_hashes) == {"transfer/harmful", "transfer/harmless"}
+    assert set(done.token_use) == {"transfer/harmful", "transfer/harmless"}
     assert [cell.source.model for cell in done.cells] == ["ssft", "lat", "noise"]
 
 
