@@ -2,6 +2,8 @@
 
 import functools
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +51,10 @@ def _command(body: Callable[P, int]) -> Callable[P, None]:
             code = body(*args, **kwargs)
         except (typer.Exit, typer.BadParameter):
             raise
+        except BrokenPipeError:
+            # The reader has enough, as `head` has: nothing is wrong, and nobody hears more.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 128 + signal.SIGPIPE
         except KeyboardInterrupt as error:
             from mechsafety.execution.signals import exit_code
 
@@ -216,8 +222,13 @@ def replay(
 
 @app.command()
 @_command
-def show(run_folder: RunFolder, as_json: Json = False, debug: Debug = False) -> int:
-    """Show a run's findings, status and parts."""
+def show(
+    run_folder: RunFolder,
+    full: Annotated[bool, typer.Option("--full", help="Every finding in words.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Show a run on one screen: status, circumstances, findings and parts."""
     from mechsafety.execution.describing import describe, summary_json
     from mechsafety.records.reading import open_run
 
@@ -225,7 +236,7 @@ def show(run_folder: RunFolder, as_json: Json = False, debug: Debug = False) -> 
     if as_json:
         _emit(summary_json(opened))
     else:
-        print(describe(opened))
+        print(describe(opened, full))
     return DONE
 
 

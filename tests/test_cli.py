@@ -212,6 +212,25 @@ def test_show_fits_a_screen_and_has_the_findings_in_full_as_json(finished: Path)
     assert told["findings"][0]["cell"] == {"layer": 3}
 
 
+def test_show_says_in_full_what_each_finding_claims(finished: Path) -> None:
+    brief, full = (command("show", finished, *more).stdout for more in ((), ("--full",)))
+    assert "SUPPORTED     squares_grow  2 [1.5, 2.5], null [-0.5, 0.5]" in brief
+    assert "Squares grow by 2.0" not in brief
+    assert "Squares grow by 2.0 [1.5, 2.5] units a row." in full
+
+
+def test_a_reader_who_has_enough_is_no_error(finished: Path) -> None:
+    program = f"{sys.executable} -m mechsafety show {finished} --full | head -1"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {program}"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.stdout.startswith("toy ")
+    assert done.stderr == ""
+
+
 def test_runs_lists_and_filters(finished: Path) -> None:
     out = finished.parents[1]
     assert str(finished) in command("runs", "--out", out).stdout

@@ -19,24 +19,66 @@ _SHOWN = 16
 """Differences of environments on a screen."""
 
 
-def describe(run: Run) -> str:
-    """Status, findings and where everything lies."""
+def describe(run: Run, full: bool = False) -> str:
+    """Status, findings and where everything lies; one line a finding unless `full`."""
     manifest = run.manifest
     took = "" if manifest.seconds is None else f", {manifest.seconds:.0f} s"
     lines = [f"{manifest.study} {manifest.run}: {run.status} ({manifest.opened}{took})"]
     lines.append(f"  config {manifest.config_sha256[:8]}, seed {manifest.seed}, {_code(run)}")
-    if manifest.models:
-        lines.append(_wrapped(f"models: {', '.join(manifest.models)}", "  "))
-    if manifest.error is not None:
-        lines.append(_wrapped(f"{manifest.error.kind}: {manifest.error.message}", "  "))
+    lines += [_wrapped(line, "  ") for line in _circumstances(run)]
     lines.append("")
-    lines.append(describe_findings(run.findings))
+    if full or not run.findings:
+        lines.append(describe_findings(run.findings))
+    else:
+        width = max(len(finding.id) for finding in run.findings)
+        lines += [_finding_line(finding, width) for finding in run.findings]
+        lines.append("--full says what each claims, and why its verdict is so.")
     if manifest.tables:
         lines.append("")
-        lines.append("tables: " + ", ".join(f"{t.name} ({t.rows})" for t in manifest.tables))
+        named = ", ".join(f"{t.name} ({t.rows})" for t in manifest.tables)
+        lines.append(_wrapped(f"tables: {named}", ""))
     lines += [_wrapped(note, "") for note in manifest.notes]
     lines.append(f"{run.folder if run.report is None else run.report}")
     return "\n".join(lines)
+
+
+def _circumstances(run: Run) -> list[str]:
+    """Models, machine, time, ancestry and what went wrong: a line each, where there is any."""
+    manifest = run.manifest
+    environment = manifest.environment
+    lines = [f"models: {', '.join(manifest.models)}"] if manifest.models else []
+    lines.append(
+        f"on {environment.hardware.get('cpu', environment.platform)}, "
+        f"{environment.threads.get('torch')} thread(s), torch {environment.packages.get('torch')}"
+    )
+    if manifest.stages:
+        told = [f"{one.name} {one.seconds:.0f}" for one in manifest.stages if one.seconds >= 0.5]
+        cached = sum(job.cached for stage in manifest.stages for job in stage.jobs)
+        jobs = sum(len(stage.jobs) for stage in manifest.stages)
+        done = f"; {cached} of {jobs} jobs were done before" if jobs else ""
+        lines.append(f"seconds: {', '.join(told) or 'under 1'}{done}")
+    if manifest.replay_of is not None:
+        lines.append(f"replay of {manifest.replay_of.run}")
+    if manifest.sessions:
+        lines.append(f"resumed {len(manifest.sessions)} times")
+    if manifest.private:
+        lines.append(f"private: {', '.join(manifest.private)}")
+    if manifest.error is not None:
+        lines.append(f"{manifest.error.kind}: {manifest.error.message}")
+    return lines
+
+
+def _finding_line(finding: Finding, width: int) -> str:
+    line = f"{finding.verdict.upper():<13} {finding.id:<{width}}"
+    if finding.value is None:
+        return f"{line}  not measured"
+    return f"{line}  {_numbers(finding)}"
+
+
+def _numbers(finding: Finding) -> str:
+    ends = f"[{_number(finding.ci_low)}, {_number(finding.ci_high)}]"
+    null = f"[{_number(finding.null_low)}, {_number(finding.null_high)}]"
+    return f"{_number(finding.value)} {ends}, null {null}"
 
 
 def describe_findings(findings: Sequence[Finding]) -> str:
@@ -51,9 +93,8 @@ def _finding(finding: Finding) -> str:
     lines.append(_wrapped(finding.claim, "    "))
     if finding.value is not None:
         lines.append(
-            f"    {finding.value:.4g} [{_number(finding.ci_low)}, {_number(finding.ci_high)}], "
-            f"null [{_number(finding.null_low)}, {_number(finding.null_high)}], "
-            f"margin {finding.margin:.4g}, n = {finding.n} ({finding.unit})"
+            f"    {_numbers(finding)}, margin {finding.margin:.4g}, n = {finding.n} "
+            f"({finding.unit})"
         )
     lines.append(_wrapped(finding.explanation, "    "))
     if finding.specification is not None:
@@ -104,7 +145,7 @@ def summary_json(run: Run) -> dict[str, Any]:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
+    return "–" if value is None else f"{value:.3g}"
 
 
 def _wrapped(text: str, indent: str) -> str:

@@ -17,6 +17,7 @@ from mechsafety.core.seeding import named_generator
 from mechsafety.records.checking import check_findings, check_tables
 from mechsafety.records.schema import declared_findings
 from mechsafety.studies.concentration import Config, run
+from tests.studies.tolerated import without_tolerance
 
 YAML = Path(__file__).parents[2] / "experiments" / "concentration.yaml"
 SMALL = (
@@ -98,6 +99,10 @@ def rows(table: Table, metric: str, **where: object) -> list[Any]:
 
 def table(result: Result, name: str) -> Table:
     return next(t for t in result.tables if t.name == name)
+
+
+def test_every_metric_says_what_a_replay_elsewhere_may_differ_by(result: Result) -> None:
+    assert without_tolerance(result) == set()
 
 
 def test_the_record_accepts_every_row_and_every_declared_finding(result: Result) -> None:

@@ -27,6 +27,7 @@ from tests.studies.locality_runs import (
     prompt_files,
 )
 from tests.studies.test_concentration import InlineContext
+from tests.studies.tolerated import without_tolerance
 
 CAUSAL = ("ssft", "from_files", "gemma2", "neox", "one_block")
 SEPARATION = ("separation_appears_by_mid_depth", "separation_exceeds_words")
@@ -49,6 +50,10 @@ def other_family(request: pytest.FixtureRequest) -> Ran:
 
 
 # --- what every run must be ----------------------------------------------------------------------
+
+
+def test_every_metric_says_what_a_replay_elsewhere_may_differ_by(ssft: Ran) -> None:
+    assert without_tolerance(ssft.result) == set()
 
 
 def test_the_record_accepts_every_row_and_every_declared_finding_once(any_run: Ran) -> None:

@@ -14,8 +14,13 @@ from mechsafety.report.figures import drawing
 from mechsafety.studies.arms import ORGANISM_NOTE
 from mechsafety.studies.similarity import _notes
 from tests.studies.similarity_runs import Ran, configured
+from tests.studies.tolerated import without_tolerance
 
 LAYER = 3
+
+
+def test_every_metric_says_what_a_replay_elsewhere_may_differ_by(turned: Ran) -> None:
+    assert without_tolerance(turned.result) == set()
 
 
 def test_the_record_accepts_every_row_and_every_declared_finding(turned: Ran) -> None:
