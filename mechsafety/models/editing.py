@@ -21,7 +21,7 @@ from mechsafety.core.errors import ModelError
 from mechsafety.core.sites import ResidualSite
 from mechsafety.interventions.ablate import ablate
 from mechsafety.models.anatomy import anatomy, blocks, inner_model
-from mechsafety.models.hooking import intervene
+from mechsafety.models.hooking import intervene, locked
 from mechsafety.models.model import Model
 from mechsafety.models.tokens import TokenBatch, pad
 
@@ -41,7 +41,8 @@ def ablated_weights(model: Model, basis: Float[Tensor, "k d_model"]) -> Generato
     $W \leftarrow W - B^\top (B B^\top)^{-1} B W$ for the output projection of every attention and
     MLP, biases likewise. Equal, up to rounding, to ablation at every block input, attention and
     MLP output, where `ablates_by_weights(model)`. The weights come back bit for bit, and the model
-    cannot be saved, pushed or merged meanwhile. Holds one more copy of these projections.
+    cannot be saved, pushed or merged meanwhile, nor give its `state_dict`. Holds one more copy of
+    these projections.
 
     Source: arXiv:2406.11717, "Weight orthogonalization".
 
@@ -60,7 +61,9 @@ def ablated_weights(model: Model, basis: Float[Tensor, "k d_model"]) -> Generato
             "float32 linear map. Ablate with hooks (`zero_ablation` with `intervene`)."
         )
     originals: list[tuple[Tensor, Tensor]] = []
-    with intervene(model, {_ENTRANCE: partial(ablate, basis=basis)}):
+    # Under hooks alone the weights are the model's own; here they are not.
+    away = locked([model.hf], ["state_dict"])
+    with intervene(model, {_ENTRANCE: partial(ablate, basis=basis)}), away:
         try:
             for writer in writers:
                 for parameter, edited in _edited(writer, basis):

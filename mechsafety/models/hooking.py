@@ -1,5 +1,6 @@
 """Edit or read a model's activations inside a `with` block, and count what really happened."""
 
+import itertools
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def intervene(
     ]
     with ExitStack() as undo:
         undo.enter_context(wiring.installed(group))
-        _lock(model, undo)
+        undo.enter_context(locked(_shells(model.hf), _WAYS_OUT))
         yield accounting
     _refuse_silence("intervene", accounting.calls)
 
@@ -172,8 +173,12 @@ def _refuse_silence(what: str, calls: Mapping[Site, int]) -> None:
         )
 
 
-def _lock(model: Model, undo: ExitStack) -> None:
-    """Make every way out of the model raise until `undo` runs."""
+@contextmanager
+def locked(modules: Iterable[nn.Module], ways: Iterable[str]) -> Generator[None]:
+    """Make these methods of the modules raise while the block runs.
+
+    A copy that is made meanwhile stays locked.
+    """
 
     def refuse(*_args: Any, **_kwargs: Any) -> None:
         raise EditedModelError(
@@ -181,11 +186,12 @@ def _lock(model: Model, undo: ExitStack) -> None:
             "measures edited models and does not export them. Leave the `with` block first."
         )
 
-    for module in _shells(model.hf):
-        for name in _WAYS_OUT:
+    with ExitStack() as undo:
+        for module, name in itertools.product(modules, ways):
             if hasattr(module, name) and name not in vars(module):
                 setattr(module, name, refuse)
                 undo.callback(delattr, module, name)
+        yield
 
 
 def _shells(hf: nn.Module) -> Iterable[nn.Module]:

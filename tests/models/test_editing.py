@@ -1,17 +1,21 @@
 """Edited weights do what hooks do, on every family that lets them, and leave nothing behind."""
 
+import copy
+import pickle
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from safetensors.torch import save_model
+from torch import Tensor, nn
 
 from mechsafety.core.errors import EditedModelError, ModelError
-from mechsafety.core.sites import ResidualSite
+from mechsafety.core.sites import HeadSite, ResidualSite
 from mechsafety.interventions.ablate import ablate
 from mechsafety.models.editing import ablated_weights, ablates_by_weights
-from mechsafety.models.hooking import intervene
+from mechsafety.models.hooking import intervene, reading
 from mechsafety.models.model import Model
 from mechsafety.models.tokens import batches, from_ids
 
@@ -66,12 +70,66 @@ def test_weights_in_half_precision_are_left_to_hooks() -> None:
         pass
 
 
-def test_a_model_with_edited_weights_cannot_be_saved(tmp_path: Path) -> None:
-    model = Model(tiny("llama"), None, None)
+@pytest.mark.parametrize(
+    "save",
+    [
+        lambda hf, file: hf.save_pretrained(file.parent),
+        lambda hf, file: hf.model.save_pretrained(file.parent),
+        lambda hf, file: hf.push_to_hub(file.name),
+        lambda hf, file: torch.save(hf.state_dict(), file),
+        lambda hf, file: save_model(hf, file),
+        # transformers' own, past the method that refuses, asks the model for its weights.
+        lambda hf, file: type(hf).save_pretrained(hf, file.parent),
+        lambda hf, file: copy.deepcopy(hf).save_pretrained(file.parent),
+        lambda hf, file: copy.deepcopy(hf).state_dict(),
+    ],
+    ids=[
+        "save_pretrained", "of the inner model", "push_to_hub", "torch.save", "safetensors",
+        "of the class", "of a copy", "weights of a copy",
+    ],
+)  # fmt: skip
+def test_edited_weights_cannot_be_saved(
+    save: Callable[[nn.Module, Path], object], tmp_path: Path
+) -> None:
+    model, file = Model(tiny("llama"), None, None), tmp_path / "weights"
+    clean = {name: weight.clone() for name, weight in model.hf.state_dict().items()}
     with ablated_weights(model, BASIS):
         logits(model)
+        # There is something that must not leave.
+        now = dict(model.hf.named_parameters())
+        assert any(not torch.equal(clean[name], weight) for name, weight in now.items())
         with pytest.raises(EditedModelError, match="does not export"):
-            model.hf.save_pretrained(tmp_path)
+            save(model.hf, file)
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".safetensors", ".bin")]
+    assert not file.exists()
+    torch.save(model.hf.state_dict(), file)
+    assert file.stat().st_size > 1000
+
+
+@pytest.mark.parametrize("edited", ["weights", "hooks"])
+def test_a_model_that_is_edited_cannot_be_pickled(edited: str, tmp_path: Path) -> None:
+    model, file = Model(tiny("llama"), None, None), tmp_path / "model.pt"
+    edits = {ResidualSite(0, "resid_pre"): partial(ablate, basis=BASIS)}
+    block = ablated_weights(model, BASIS) if edited == "weights" else intervene(model, edits)
+    with block:
+        logits(model)
+        # Python cannot pickle what is installed, and torch writes weights after the rest.
+        with pytest.raises((AttributeError, pickle.PicklingError), match=r"[Cc]an't pickle|local"):
+            torch.save(model.hf, file)
+    assert not file.exists() or file.stat().st_size < 1000
+
+
+def test_a_model_with_edited_weights_still_says_which_it_is_and_reads_heads() -> None:
+    model = Model(tiny("llama"), None, None)
+    clean, seen = model.identity()["weights"], list[Tensor]()
+    with ablated_weights(model, BASIS):
+        assert model.identity()["weights"] != clean
+        with reading(model, {HeadSite(1, 2): seen.append}):
+            logits(model)
+    assert seen
+    assert model.identity()["weights"] == clean
+    with intervene(model, {HeadSite(1, 2): torch.clone}):
+        logits(model)
 
 
 def test_an_error_inside_the_block_brings_the_weights_back() -> None:

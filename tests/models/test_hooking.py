@@ -349,7 +349,7 @@ def test_an_edited_model_cannot_be_saved_pushed_or_merged(tmp_path: Path) -> Non
     site = ResidualSite(1, "resid_pre")
     for model, ways in (
         (plain, ("save_pretrained", "push_to_hub")),
-        (lora, ("save_pretrained", "push_to_hub", "merge_and_unload", "merge_adapter")),
+        (lora, ("save_pretrained", "push_to_hub", "merge_and_unload", "merge_adapter", "unload")),
     ):
         with intervene(model, {site: torch.clone}):
             model.forward(batch())
