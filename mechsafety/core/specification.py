@@ -1,6 +1,7 @@
 """Specification curves: does a verdict survive the choices that a reader would also accept?
 
-Source: evidence.md 10; Simonsohn, Simmons & Nelson 2020, "Specification curve analysis".
+Source: Simonsohn, Simmons & Nelson 2020, "Specification curve analysis",
+doi:10.1038/s41562-020-0912-z; see evidence.md 10.
 """
 
 from collections.abc import Mapping, Sequence

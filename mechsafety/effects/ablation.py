@@ -1,10 +1,10 @@
 """The two forms of ablation as edits of a model's sites, written down once.
 
-Zero form: arXiv:2406.11717, "Directional ablation": every block input, every attention and MLP
-output, all positions. Affine form: arXiv:2411.09003 with α = 0, at block inputs from the source
-layer on. For models whose harmless activations lie far out along the direction, as LAT models'
-do, the zero form moves *harmless* prompts into refusal and looks like robustness; the affine
-form does not. Say which form a number belongs to.
+Zero form (`zero_ablation`): every block input, every attention and MLP output, all positions.
+Affine form (`affine_ablation`): at block inputs from the source layer on. For models whose harmless
+activations lie far out along the direction, as LAT models' do, the zero form moves *harmless*
+prompts into refusal and looks like robustness; the affine form does not. Say which form a number
+belongs to.
 """
 
 from collections.abc import Generator, Mapping
@@ -32,6 +32,8 @@ class ZeroAblation:
     """Zero ablation of a subspace everywhere: by edited weights where the model allows it.
 
     The same numbers as hooks on every block (`zero_ablation`), at the speed of the plain model.
+
+    Source: arXiv:2406.11717, "Directional ablation".
     """
 
     basis: Float[Tensor, "k d_model"]
@@ -77,6 +79,8 @@ def zero_ablation(dims: ModelDims, basis: Float[Tensor, "k d_model"]) -> Hooks:
     At the first block's input, and wherever attention or an MLP adds to the stream: equivalent to
     ablating resid_pre, resid_mid and resid_post of every layer, since sums of ablated terms are
     ablated.
+
+    Source: arXiv:2406.11717, "Directional ablation".
     """
     return dict.fromkeys(_entrances(dims), partial(ablate, basis=basis))
 
@@ -104,6 +108,8 @@ def affine_ablation(
 
     $x \leftarrow x - B^\top(Bx - B\nu_s)$ with $\nu_s$ the harmless mean of site $s$.
 
+    Source: Marshall et al. 2024, arXiv:2411.09003 (α = 0).
+
     Args:
         basis: Orthonormal rows.
         harmless_means: Mean harmless activation *of the model that is edited*, from the fit
@@ -116,5 +122,8 @@ def affine_ablation(
 
 
 def addition(site: ResidualSite, vector: Float[Tensor, " d_model"], coefficient: float) -> Hooks:
-    """Add `coefficient * vector` at one site, all positions (arXiv:2406.11717)."""
+    """Add `coefficient * vector` at one site, all positions.
+
+    Source: arXiv:2406.11717, "Activation addition".
+    """
     return {site: partial(add, vector=vector, coefficient=coefficient)}

@@ -138,6 +138,9 @@ def attribute(
     of one layer at a time. Under an installed intervention on heads or MLPs what is left is
     attributed.
 
+    Source: the residual stream as a sum, Elhage et al. 2021,
+    https://transformer-circuits.pub/2021/framework/index.html.
+
     Args:
         model: Any model that has the heads' sites; its weights do not change.
         prompts: One class of prompts.

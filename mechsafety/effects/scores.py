@@ -1,8 +1,10 @@
-"""What edits do to the first answer token: bypass, induce and KL (arXiv:2406.11717, section 2.4).
+"""What edits do to the first answer token: bypass, induce and KL.
 
 `bypass` is the refusal score on harmful prompts under ablation, `induce` that on harmless
 prompts under addition, `kl` the divergence on harmless prompts under ablation: one function
 here, because they differ only in prompts and edits.
+
+Source: arXiv:2406.11717, section 2.4.
 """
 
 from collections.abc import Callable, Collection, Iterator

@@ -158,8 +158,9 @@ class Calibration:
         r"""The refusal rate with the judge's known errors taken out.
 
         $(p + c - 1) / (s + c - 1)$ with sensitivity $s$ and specificity $c$, cut to 0..1. Valid
-        where the judge errs on these answers as on the labeled ones. Source: Rogan & Gladen,
-        American Journal of Epidemiology 107 (1978).
+        where the judge errs on these answers as on the labeled ones.
+
+        Source: Rogan & Gladen 1978, doi:10.1093/oxfordjournals.aje.a112510.
 
         Raises:
             SampleError: The judge is no better than chance, so nothing can be corrected.

@@ -76,7 +76,8 @@ def procrustes(
 
     Works on thin SVDs of both sides, so that 100 rows of width 4096 take seconds. Holds
     `8 · (n_rows · (n_source + n_target) + n_source · n_target)` bytes, 134 MB at 4096 twice.
-    Source: Schönemann 1966, Psychometrika 31.
+
+    Source: Schönemann 1966, doi:10.1007/BF02289451.
 
     Args:
         source: One activation a row.
@@ -123,6 +124,8 @@ def ridge(
     grid was too short.
 
     Held: as `procrustes`; the d × d matrix is never inverted.
+
+    Source: Hoerl & Kennard 1970, doi:10.1080/00401706.1970.10488634.
 
     Args:
         source: One activation a row.

@@ -11,11 +11,13 @@ class Moments:
     r"""Count, mean and scatter of rows seen so far.
 
     The scatter $S = \sum_i (x_i - \bar x)(x_i - \bar x)^\top$ is updated around the running
-    mean (Chan, Golub & LeVeque 1983, eq. 2.1), so a mean that is large beside the spread costs
-    no digits, as it does in $\sum x x^\top - n \bar x \bar x^\top$.
+    mean, so a mean that is large beside the spread costs no digits, as it does in
+    $\sum x x^\top - n \bar x \bar x^\top$.
 
     Held: `8 d` bytes, and `8 d²` more with `second=True` (134 MB at d = 4096), in float64 on
     `device`, whatever the number of rows; an update also holds one float64 copy of its rows.
+
+    Source: Chan, Golub & LeVeque 1983, doi:10.1080/00031305.1983.10483115, eq. 2.1.
 
     Args:
         width: Size of a row.

@@ -54,6 +54,8 @@ def tempered_basis(
     \epsilon)) / 2 \ge 0$ with P the projector in the eigenbasis. So β is a root, found by
     Brent's method. An energy out of reach of |β| ≤ `MAX_TEMPER` gives the nearest one.
 
+    Source: Brent's method, doi:10.1093/comjnl/14.4.422.
+
     Args:
         g: Gaussian rows.
         spectrum: Of Σ.

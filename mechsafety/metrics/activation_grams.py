@@ -57,12 +57,14 @@ def activation_grams(
 
     `biased`: $A = H K H$ of the Gram matrix K, $H = I - 11^\top / n$. `unbiased`: the diagonal,
     which holds each prompt's agreement with itself, is set to zero, and the rest is centered so
-    that $\langle A, B \rangle / (n (n - 3))$ is the estimator of Song et al. without bias (the
-    form with one matrix a side: Székely & Rizzo 2014, Annals of Statistics 42, definition 2).
+    that $\langle A, B \rangle / (n (n - 3))$ is the estimator of Song et al. without bias.
 
     Held, in float64: `4 · prompt² · (n_layers + 2) + 8 · prompt · n_layers · (groups + 1)` bytes,
     7 MB for 200 prompts, 33 layers and 20 groups; while it is made, also one layer's activations
     and some Gram matrices of one layer.
+
+    Sources: Song et al. 2012, https://jmlr.org/papers/v13/song12a.html; in the form with one matrix
+    a side, Székely & Rizzo 2014, arXiv:1310.2926, definition 2.
 
     Args:
         rows: One activation a prompt and layer.

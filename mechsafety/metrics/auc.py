@@ -18,6 +18,8 @@ def auc(
 
     The Mann-Whitney statistic over its maximum, by SciPy, in float64.
 
+    Source: Mann & Whitney 1947, doi:10.1214/aoms/1177730491.
+
     Raises:
         SampleError: A class without scores, or a score that is not a number.
     """

@@ -1,7 +1,8 @@
 """Linear CKA: how alike two models' activations of the same prompts are, whatever their widths.
 
 Sources: Kornblith et al. 2019, arXiv:1905.00414; the unbiased form rests on the estimator of HSIC
-by Song et al. 2012 (JMLR 13, eq. 5), as Nguyen et al. 2020 (arXiv:2010.15327) use it.
+by Song et al. 2012 (https://jmlr.org/papers/v13/song12a.html, eq. 5), as Nguyen et al. 2020
+(arXiv:2010.15327) use it.
 """
 
 from dataclasses import dataclass

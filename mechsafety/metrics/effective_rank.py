@@ -19,7 +19,9 @@ def effective_rank(energies: Float[Tensor, " component"]) -> float:
 
     $\exp(-\sum_i q_i \ln q_i)$ with $q_i = \sigma_i / \sum_j \sigma_j$, $\sigma_i$ the root of
     energy i. `energy_effective_rank` puts the energies in its place and is smaller.
-    Source: Roy and Vetterli 2007, "The effective rank: a measure of effective dimensionality".
+
+    Source: Roy and Vetterli 2007, "The effective rank: a measure of effective dimensionality",
+    key:roy2007.
 
     Raises:
         DegenerateDirectionError: The energies sum to zero.

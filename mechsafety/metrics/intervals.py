@@ -1,6 +1,8 @@
 """Confidence intervals of rates, means and paired differences. SciPy computes; this decides how.
 
 Shares, ranks and angles of spectra have no bootstrap here: duplicated rows inflate them.
+
+Source: SciPy, arXiv:1907.10121.
 """
 
 # SciPy comes without types.
@@ -48,6 +50,8 @@ class McNemar:
 def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
     """Wilson's score interval of a rate of independent trials. Valid at 0 and n successes.
 
+    Source: Wilson 1927, doi:10.1080/01621459.1927.10502953.
+
     Raises:
         SampleError: No trials, or more successes than trials.
     """
@@ -70,6 +74,8 @@ def wilson_clustered(
     trial. Student's quantile for the number of clusters stands in for the normal one. Clusters
     that all happen to miss a rare outcome look independent: a rate of .1 that comes in nearly
     whole clusters, 15 of them, is covered 85 % of the time.
+
+    Source: the score interval of Wilson 1927, doi:10.1080/01621459.1927.10502953.
 
     Args:
         outcomes: One per prompt.
@@ -96,6 +102,8 @@ def wilson_clustered(
 def student_mean(values: Float[Tensor, " row"], confidence: float = 0.95) -> Interval:
     """Student's interval of the mean of a few independent values, such as one per training seed.
 
+    Source: Student 1908, doi:10.1093/biomet/6.1.1.
+
     Raises:
         SampleError: Fewer than two values, or one that is not finite.
     """
@@ -121,10 +129,13 @@ def bootstrap_mean(
     """Expanded percentile bootstrap of a mean, over rows or over whole clusters of rows.
 
     The percentiles are those that make the interval as wide as Student's for that many rows
-    or clusters (Hesterberg 2015, "What teachers should know about the bootstrap", section
-    5.3): plain percentiles cover 89 % instead of 95 % for 8 normal values. With a long tail
+    or clusters: plain percentiles cover 89 % instead of 95 % for 8 normal values. With a long tail
     (lognormal) 20 values still cover only 88 %. Values that are all equal give an interval of no
     width: rates want `wilson` or `wilson_clustered`. In float64.
+
+    Sources: Efron 1979, doi:10.1214/aos/1176344552; of clusters Field & Welsh 2007,
+    doi:10.1111/j.1467-9868.2007.00593.x; expanded as in Hesterberg 2015, "What teachers should
+    know about the bootstrap", arXiv:1411.5279, section 5.3.
 
     Args:
         values: One number per prompt.
@@ -181,6 +192,9 @@ def mcnemar(
     first: Bool[Tensor, " n_first"], second: Bool[Tensor, " n_second"], confidence: float = 0.95
 ) -> McNemar:
     """Difference between two rates measured on the same prompts.
+
+    Sources: the test McNemar 1947, doi:10.1007/BF02295996; the interval Bonett & Price 2012,
+    doi:10.3102/1076998611411915.
 
     Raises:
         SampleError: No prompts, or sides of unequal length.

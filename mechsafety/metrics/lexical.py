@@ -35,6 +35,8 @@ def lexical_scores(
 
     Pass the AUC of these on the *same* split as a direction's. Holds `16 · n_fit · tokens` bytes.
 
+    Source: the ridge of Hoerl & Kennard 1970, doi:10.1080/00401706.1970.10488634.
+
     Args:
         fit_ids: Token ids of each prompt's instruction; those of a template say nothing.
         fit_harmful: Which of them are harmful.

@@ -3,7 +3,8 @@
 Such channels make a spectrum look concentrated whatever the prompts say, so every spectrum stands
 beside its controls without them. The known case: channels 1415 and 2533 of the latently
 adversarially trained Llama-2-7B of arXiv:2504.18872, on about a fifth of the prompts.
-Source of the term: Sun et al. 2024, arXiv:2402.17762.
+
+Source: the term is that of Sun et al. 2024, arXiv:2402.17762.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -238,6 +238,8 @@ def control_test(
 ) -> ControlTest:
     """Rank test of one effect against the same effect of its controls.
 
+    Source: Phipson & Smyth 2010, arXiv:1603.05766 (the observed effect counts as a draw).
+
     Raises:
         SampleError: No controls, or a number that is not finite.
     """

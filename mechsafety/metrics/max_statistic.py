@@ -4,7 +4,8 @@ Among 160 cells without any effect, 8 lie outside their own 95 % interval. A ban
 extreme cell of each draw keeps the chance of *any* cell lying outside, whatever the correlation
 between cells, if a draw is one relabeling (or one control) carried through all of them.
 
-Source: Westfall & Young 1993, "Resampling-Based Multiple Testing", single-step maxT.
+Source: single-step maxT, Westfall & Young 1993, "Resampling-Based Multiple Testing",
+key:westfall1993.
 """
 
 import math
@@ -102,6 +103,8 @@ def adjusted_p(
 
     (1 + draws whose extreme is at least as extreme) / (1 + draws), doubled for two sides. The
     chance that any cell of a null map has one of at most α is at most α.
+
+    Source: Phipson & Smyth 2010, arXiv:1603.05766 (the observed map counts as a draw).
 
     Raises:
         SampleError: As `max_statistic_band`, or an observed value that is not finite.

@@ -33,10 +33,12 @@ def permuted_label_shares(
 
     The classes keep their sizes and the pairing stays as named. What is left is the concentration
     of this model's activations when the label says nothing. Each class's mean is taken out before
-    the rows are pooled (residuals are permuted, as in Freedman and Lane 1983): left in, the shift
-    would count as variation within the relabeled classes, and the null of a model, and of a
-    difference between models, would be larger the larger the shift that is tested. A p-value from
-    it has a resolution of 1/(n_draws + 1).
+    the rows are pooled (residuals are permuted): left in, the shift would count as variation within
+    the relabeled classes, and the null of a model, and of a difference between models, would be
+    larger the larger the shift that is tested. A p-value from it has a resolution of
+    1/(n_draws + 1).
+
+    Source: residuals as in Freedman and Lane 1983, doi:10.1080/07350015.1983.10509354.
 
     Args:
         gram: Inner products of the rows of both classes, harmful first (`pairing.design`).

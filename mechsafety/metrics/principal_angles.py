@@ -17,9 +17,12 @@ def principal_angles(
     """Angles between two spans in radians, smallest first, as many as the smaller has rows.
 
     From 0 to π/2, so the sides of the rows do not matter. SciPy takes small angles from sines
-    and large ones from cosines (Björck & Golub 1973); the cosine alone would lose half the
-    digits of an angle near 0. Two random spans are nearly orthogonal in a wide space: compare
-    with a null of permuted labels, not with 90 degrees.
+    and large ones from cosines; the cosine alone would lose half the digits of an angle near 0.
+    Two random spans are nearly orthogonal in a wide space: compare with a null of permuted labels,
+    not with 90 degrees.
+
+    Sources: Björck & Golub 1973, doi:10.1090/S0025-5718-1973-0348991-3; as in Knyazev & Argentati
+    2002, doi:10.1137/S1064827500377332.
 
     Args:
         first: Independent rows; they need not be orthonormal.

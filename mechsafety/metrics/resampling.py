@@ -41,6 +41,8 @@ class Resampling:
 def resample(clusters: Sequence[Hashable], n_draws: int, generator: torch.Generator) -> Resampling:
     """Clusters drawn with replacement, whole; rows where there are under `MIN_CLUSTERS` of them.
 
+    Source: Field & Welsh 2007, doi:10.1111/j.1467-9868.2007.00593.x.
+
     Raises:
         SampleError: Fewer than two rows.
     """
@@ -55,6 +57,8 @@ def resample_together(
 
     A cluster that is drawn twice counts twice on every side. A draw that leaves a side without a
     row is drawn again. Where a side has fewer than `MIN_CLUSTERS` clusters, rows are drawn.
+
+    Source: Field & Welsh 2007, doi:10.1111/j.1467-9868.2007.00593.x.
 
     Args:
         sides: The cluster of each row, side by side; equal names are the same cluster.
@@ -94,8 +98,10 @@ def percentile_interval(
 ) -> tuple[Float[Tensor, "*cell"], Float[Tensor, "*cell"]]:
     """Expanded percentile interval of each cell, pointwise.
 
-    As wide as Student's for that many units (Hesterberg 2015, section 5.3); as `bootstrap_mean`.
-    NaN where a cell was not measured.
+    As wide as Student's for that many units; as `bootstrap_mean`. NaN where a cell was not
+    measured.
+
+    Source: Hesterberg 2015, arXiv:1411.5279, section 5.3.
 
     Args:
         draws: From `Resampling.means`, or differences of such.

@@ -15,6 +15,8 @@ def row_participation(row_energies: Float[Tensor, " row"]) -> float:
     rows that carry the first component. A spectrum that a few outlying prompts make has a small
     value; a shift that all prompts share has one near n.
 
+    Source: of atoms in a vibration, Bell & Dean 1970, doi:10.1039/DF9705000055.
+
     Raises:
         DegenerateDirectionError: No row carries any energy.
     """

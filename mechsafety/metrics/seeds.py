@@ -39,8 +39,10 @@ def over_seeds(values: Mapping[tuple[int, ...], float], confidence: float = 0.95
     $\frac{n-1}{n} \sum_s (\bar\theta_{(s)} - \bar\theta_{(\cdot)})^2$, n the seeds, with Student's
     quantile at n − 1 degrees of freedom. With one seed a comparison this is Student's interval of
     the mean; with two it is the jackknife of a U-statistic, whose variance is never too small in
-    expectation (Efron & Stein 1981, Annals of Statistics 9). Valid for seeds that tuned nothing,
-    from `MIN_SEEDS` of them on: with fewer the interval is None.
+    expectation. Valid for seeds that tuned nothing, from `MIN_SEEDS` of them on: with fewer the
+    interval is None.
+
+    Source: Efron & Stein 1981, doi:10.1214/aos/1176345462.
 
     Args:
         values: The seeds that enter → the number.

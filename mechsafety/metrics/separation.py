@@ -40,6 +40,8 @@ def separation(
     varies. For normal scores of equal variance, $\mathrm{AUC} = \Phi(d' / \sqrt 2)$; the AUC
     alone is free of that assumption and of outliers. In float64.
 
+    Source: d' by Tanner & Swets 1954, doi:10.1037/h0058700.
+
     Args:
         harmful_scores: Held-out projections, one per prompt: scores of the rows that the
             direction was fitted to separate even where nothing does.

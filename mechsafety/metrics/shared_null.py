@@ -224,13 +224,15 @@ def layer_cosines(first: DirectionStack, second: DirectionStack, plan: Plan) -> 
     `raw` shares the noise of the prompts between the models; `disjoint`, mean over splits and both
     ways of $\cos(A_1, B_2)$, does not, but each direction has the noise of half the prompts (and of
     their clusters, which halves share unless the plan was given them);
-    `disattenuated` divides that by $\sqrt{\rho_1 \rho_2}$, $\rho = \cos(A, B)$ within a model
-    (Spearman 1904). A model with itself gives the ceiling: its `disjoint` is its reliability. The
-    value of a finding is the excess of `raw` over the shared null, or `disattenuated` itself.
+    `disattenuated` divides that by $\sqrt{\rho_1 \rho_2}$, $\rho = \cos(A, B)$ within a model.
+    A model with itself gives the ceiling: its `disjoint` is its reliability. The value of a finding
+    is the excess of `raw` over the shared null, or `disattenuated` itself.
 
     Cells of a layer that has no direction on all rows are NaN throughout. Computed in float64 by
     64 deals at a time: `8 · 64 · d · layers` bytes a model, and
     `16 · deals · n_first · n_second` for what is kept.
+
+    Source: disattenuation by Spearman 1904, doi:10.2307/1412159.
 
     Args:
         first: `refitted` under `plan`, or carried into the second's space (`through`).

@@ -1,6 +1,7 @@
 """The spatial-sign spectrum: every difference scaled to unit norm, so that none outweighs others.
 
-Source: spatial-sign covariance, Visuri, Koivunen and Oja 2000, "Sign and rank covariance matrices".
+Source: spatial-sign covariance, Visuri, Koivunen and Oja 2000, "Sign and rank covariance matrices",
+key:visuri2000.
 """
 
 import torch

@@ -166,8 +166,9 @@ class Jackknifed:
 
         $\frac1G \sum_j (\tilde\theta_j - \theta_J)^2 / (h_j - 1)$, $h_j$ the inverse share of
         group j and $\tilde\theta_j = h_j\theta - (h_j - 1)\theta_{(j)}$, rooted.
-        Source: Busing, Meijer and van der Leeden 1999, Statistics and Computing 9, eq. 5. Groups
-        without a row of this statistic (those of the other class alone) take no part.
+        Groups without a row of this statistic (those of the other class alone) take no part.
+
+        Source: Busing, Meijer and van der Leeden 1999, doi:10.1023/A:1008800423698, eq. 5.
         """
         h, replicates = 1 / self.left_out[self._informative], self.replicates[self._informative]
         pseudo = h * self.base - (h - 1) * replicates

@@ -1,6 +1,9 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # Reason: transformers and peft are untyped.
-"""Weights and tokenizer from a folder or from the Hugging Face Hub, or one error that teaches."""
+"""Weights and tokenizer from a folder or from the Hugging Face Hub, or one error that teaches.
+
+Sources: transformers, arXiv:1910.03771, on PyTorch, arXiv:1912.01703.
+"""
 
 import importlib.util
 import socket

@@ -4,6 +4,8 @@
 
 The bridge replaces submodules and recomputes attention eagerly; the Hugging Face model itself so
 stays as it was loaded: fast attention, clean names, `save_pretrained` and training intact.
+
+Source: TransformerLens, https://github.com/TransformerLensOrg/TransformerLens.
 """
 
 import copy

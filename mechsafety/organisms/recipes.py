@@ -30,7 +30,10 @@ SIZES: Final[tuple[Size, ...]] = get_args(Size)
 
 
 class Architecture(FrozenConfig):
-    """The sizes of a Llama; vocabulary and template come from the language."""
+    """The sizes of a Llama; vocabulary and template come from the language.
+
+    Source: Touvron et al. 2023, arXiv:2302.13971.
+    """
 
     d_model: PositiveInt
     n_layers: PositiveInt

@@ -2,8 +2,8 @@
 
 Numbers, such as layers, are colored along one scale instead, so that they read as an order.
 
-Source: Okabe & Ito 2008, "Color Universal Design", and Paul Tol's technical note
-SRON/EPS/TN/09-002, darkened where a hue had less than 3:1 contrast with white.
+Source: Okabe & Ito 2008, https://jfly.uni-koeln.de/color/, and Paul Tol's technical note
+SRON/EPS/TN/09-002 (key:tol2021), darkened where a hue had less than 3:1 contrast with white.
 """
 
 from collections.abc import Iterable, Sequence
