@@ -1,5 +1,3 @@
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# wandb, pandas and plotly come without complete types.
 """A mirror of a finished run in wandb: made from its folder, in a process of its own, in time.
 
 wandb may be missing, broken, slow or offline; none of it may fail, lose or hold up a run. So
@@ -7,211 +5,236 @@ the mirror is a child process with a time box, and whatever goes wrong there is 
 """
 
 import os
-import signal
-import subprocess
+import secrets
+import shutil
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final, Literal, get_args
 
 from mechsafety.core.config import Wandb
-from mechsafety.core.progress import say
+from mechsafety.core.errors import ConfigError, MechsafetyError, RecordError, did_you_mean
+from mechsafety.execution.time_box import run_in_time_box
+from mechsafety.records.locking import RunLock
 from mechsafety.records.reading import Run, open_run
-from mechsafety.records.schema import DERIVED, TENSORS
+from mechsafety.records.schema import DERIVED
 
-if TYPE_CHECKING:
-    import pandas as pd
-    import wandb
+Mode = Literal["offline", "online"]
 
-SECONDS: Final = 90.0
-MAX_SCALARS: Final = 2_000
-"""Numbers that also become scalars of their own; the Table always has all of them."""
+LOG: Final = "mirror.log"
+LEFT_OUT: Final = "left out: "
+"""Beginning of the lines in the log that say what the record has and the mirror has not."""
+_KEPT: Final = "The record itself is untouched"
+_QUIET: Final = {
+    "WANDB_SILENT": "true",
+    "WANDB_CONSOLE": "off",
+    "WANDB_ERROR_REPORTING": "false",
+    # The machine, code and packages are those that the record names, not those of the mirror,
+    # which may be written years later.
+    "WANDB_DISABLE_GIT": "true",
+    "WANDB_DISABLE_CODE": "true",
+    "WANDB__DISABLE_META": "true",
+    "WANDB__DISABLE_STATS": "true",
+    "WANDB__DISABLE_MACHINE_INFO": "true",
+    "WANDB__SAVE_REQUIREMENTS": "false",
+}
+"""Variables of the child that the caller's own variables overrule."""
 
 
-def mirror(folder: Path, seconds: float = SECONDS) -> str | None:
-    """Mirror the run in `folder`; what went wrong, in a sentence, or None.
+class MirrorError(MechsafetyError):
+    """A mirror that was asked for by itself and could not be written."""
+
+
+@dataclass(frozen=True)
+class Mirrored:
+    """A mirror that was written."""
+
+    folder: Path
+    """Where wandb put its run: below the run folder unless `WANDB_DIR` says otherwise."""
+    mode: str
+    """`offline`, or `online` where it was uploaded as well."""
+    warning: str | None
+    """What was left out of it, in a sentence."""
+
+
+def mirror(folder: Path, seconds: float | None = None) -> str | None:
+    """Mirror the run that just ended in `folder`; what went wrong, in a sentence, or None.
 
     `WANDB_MODE` and the other variables of the environment win over the config. All that wandb
     writes lies in the run's `derived/wandb`, outside the seal.
+
+    Args:
+        folder: Of a run that is closed.
+        seconds: Time box; the config's `wandb.seconds` where None.
+    """
+    try:
+        run = open_run(folder)
+        mode = os.environ.get("WANDB_MODE") or _settings(run).mode
+        if mode == "disabled":
+            return None
+        return _write(run, mode, seconds).warning
+    except MirrorError as error:
+        return str(error)
+    # A full disk, or a record that cannot be read back.
+    except (MechsafetyError, OSError) as error:
+        return f"wandb mirror of {folder}: {error}. {_KEPT}."
+
+
+def sync(folder: Path, mode: str | None = None, seconds: float | None = None) -> Mirrored:
+    """Write the mirror of a record anew, in place of an earlier one; the record stays as it is.
+
+    An earlier mirror is replaced when the new one is complete, and stays where that fails.
+
+    Args:
+        folder: A run folder, whatever the run's status.
+        mode: `offline` or `online`; where None, what `WANDB_MODE` or else the run's config says,
+            and `offline` for a run that was not to be mirrored.
+        seconds: Time box; the config's `wandb.seconds` where None.
+
+    Raises:
+        RecordError: No run there, or one that is still being written.
+        ConfigError: Another mode.
+        MirrorError: The mirror could not be written; says why.
     """
     run = open_run(folder)
-    if _mode(run, os.environ) == "disabled":
-        return None
-    into = run.folder / DERIVED / "wandb"
+    if run.status == "running":
+        raise RecordError(
+            f"mirroring {folder}: the run is still being written. A run that ends is mirrored by "
+            "itself; wait for it, or try again when `mechsafety show` says that it is closed."
+        )
+    configured = _settings(run).mode
+    asked = mode or os.environ.get("WANDB_MODE")
+    chosen = asked or ("offline" if configured == "disabled" else configured)
+    if chosen not in get_args(Mode):
+        source = "the mode" if mode else "WANDB_MODE"
+        raise ConfigError(
+            f"mirroring {folder}: {source} is '{chosen}'. {did_you_mean(chosen, get_args(Mode))}"
+        )
     try:
-        into.mkdir(parents=True, exist_ok=True)
-        with (into / "mirror.log").open("wb") as log:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "mechsafety.execution.wandb_mirror", str(folder.resolve())],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=_environment(into.resolve(), os.environ),
-                # wandb starts helpers of its own; one group, so that all of them end together.
-                start_new_session=True,
-            )
-            try:
-                code = child.wait(timeout=seconds)
-            except subprocess.TimeoutExpired:
-                return f"wandb mirror of {folder}: gave up after {seconds:g} s. {_KEPT}"
-            finally:
-                _end_group(child)
+        return _write(run, chosen, seconds)
     except OSError as error:
-        return f"wandb mirror of {folder}: {error}. {_KEPT}"
-    if code != 0:
-        last = (into / "mirror.log").read_text(errors="replace").strip().rpartition("\n")[2]
-        return f"wandb mirror of {folder}: {last or f'exit code {code}'}. {_KEPT}"
-    return None
+        raise MirrorError(f"wandb mirror of {folder}: {error}. {_KEPT}.") from error
 
 
-_KEPT: Final = "The record itself is complete; derived/wandb/mirror.log has the details."
+def _write(run: Run, mode: str, seconds: float | None) -> Mirrored:
+    """Let the child write into folders that nobody takes for a mirror, then put it in place.
 
-
-def _end_group(child: "subprocess.Popen[bytes]") -> None:
+    Raises:
+        MirrorError: Another mirror of this run is being written, or this one failed.
+    """
+    into = (run.folder / DERIVED / "wandb").resolve()
+    into.mkdir(parents=True, exist_ok=True)
     try:
-        os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+        lock = RunLock(into)
+    except RecordError:
+        raise MirrorError(
+            f"wandb mirror of {run.folder}: another mirror of this run is being written. Wait "
+            "for it, or end the process that writes it."
+        ) from None
+    fresh = _Fresh(into, secrets.token_hex(4))
+    placed = None
+    try:
+        variables = {**fresh.variables(os.environ), "WANDB_MODE": mode}
+        limit = _settings(run).seconds if seconds is None else seconds
+        module = "mechsafety.execution.wandb_writing"
+        # The child's own alarm is for when this process dies; this one kills first.
+        command = [sys.executable, "-m", module, str(run.folder.resolve()), str(limit + 1)]
+        code = run_in_time_box(command, limit, into / LOG, variables)
+        if code != 0:
+            late = f"gave up after {limit:g} s (wandb.seconds)"
+            why = late if code is None else _last_words(into / LOG, code)
+            raise MirrorError(
+                f"wandb mirror of {run.folder}: {why}. {_KEPT}; {into / LOG} has the details."
+            )
+        placed = fresh.put_in_place(Path(variables["WANDB_DIR"]))
+        return Mirrored(placed, mode, _left_out(run, into / LOG))
     finally:
-        child.wait()
-
-
-def _mode(run: Run, variables: Mapping[str, str]) -> str:
-    return variables.get("WANDB_MODE") or _settings(run).mode
+        fresh.clear(failed=placed is None)
+        lock.release()
 
 
 def _settings(run: Run) -> Wandb:
+    # Records of older versions lack the keys that came later, which then have their defaults.
     return Wandb.model_validate(run.manifest.config["wandb"])
 
 
-def _environment(into: Path, variables: Mapping[str, str]) -> dict[str, str]:
-    """Where wandb puts its files, unless the caller's environment says otherwise.
+def _last_words(log: Path, code: int) -> str:
+    return _lines(log)[-1] if _lines(log) else f"the process ended with exit code {code}"
 
-    Without `WANDB_DATA_DIR`, artifacts of offline runs are staged in the home directory and
-    missing when the run folder is moved or synced elsewhere.
+
+def _left_out(run: Run, log: Path) -> str | None:
+    found = [line.removeprefix(LEFT_OUT) for line in _lines(log) if line.startswith(LEFT_OUT)]
+    return f"wandb mirror of {run.folder}: it lacks {'; '.join(found)}" if found else None
+
+
+def _lines(log: Path) -> list[str]:
+    return [line for line in log.read_text(errors="replace").split("\n") if line.strip()]
+
+
+@dataclass(frozen=True)
+class _Fresh:
+    """Folders of a mirror in progress, inside the folder of mirrors.
+
+    wandb's run names the files of artifacts by absolute paths, so these lie from the start where
+    they are to stay. The run itself is what makes a mirror, and comes into its place by renaming.
     """
-    places = {
-        "WANDB_DIR": into,
-        "WANDB_DATA_DIR": into / "data",
-        "WANDB_CACHE_DIR": into / "cache",
-    }
-    quiet = {"WANDB_SILENT": "true", "WANDB_CONSOLE": "off", "WANDB_DISABLE_GIT": "true"}
-    return {**{name: str(path) for name, path in places.items()}, **quiet, **variables}
 
+    into: Path
+    token: str
 
-def write_mirror(run: Run) -> None:
-    """Write the mirror in this process. Called in the child that `mirror` starts."""
-    import wandb
+    @property
+    def part(self) -> Path:
+        """Where the child's wandb writes its run."""
+        return self.into / f".{self.token}.part"
 
-    manifest, settings = run.manifest, _settings(run)
-    session = wandb.init(
-        project=os.environ.get("WANDB_PROJECT") or manifest.study,
-        group=os.environ.get("WANDB_RUN_GROUP") or settings.group,
-        job_type=os.environ.get("WANDB_JOB_TYPE") or "run",
-        tags=_tags(run),
-        name=manifest.run,
-        id=f"{manifest.study}-{manifest.run}",
-        config={**manifest.config, "config_sha256": manifest.config_sha256},
-        mode=_mode(run, os.environ),  # pyright: ignore[reportArgumentType]
-        dir=os.environ["WANDB_DIR"],
-        save_code=False,
-    )
-    summary: dict[str, Any] = {"status": run.status}
-    for finding in run.findings:
-        for name in ("value", "ci_low", "ci_high", "null_low", "null_high", "n", "verdict"):
-            summary[f"finding/{finding.id}/{name}"] = getattr(finding, name)
-    logged: dict[str, Any] = {"findings": _table(_findings_frame(run))}
-    if run.manifest.tables:
-        frame = run.metrics()
-        logged["metrics"] = _table(frame)
-        scalars = _scalars(frame)
-        summary |= dict(list(scalars.items())[:MAX_SCALARS])
-        summary["scalars_only_in_table"] = max(0, len(scalars) - MAX_SCALARS)
-    session.summary.update(summary)
-    for name, figure in _figures(run).items():
-        logged[f"figure/{name}"] = wandb.Plotly(figure)
-    session.log(logged)
-    if run.report is not None:
-        page = wandb.Artifact(f"{session.id}-report", type="report")
-        page.add_file(str(run.report))
-        session.log_artifact(page)
-    if run.tensor_names() and _may_upload(run):
-        directions = wandb.Artifact(f"{session.id}-tensors", type="direction")
-        directions.add_file(str(run.folder / TENSORS))
-        session.log_artifact(directions)
-    session.finish(exit_code=0 if run.status == "completed" else 1)
+    @property
+    def data(self) -> Path:
+        """Files of artifacts."""
+        return self.into / "data" / self.token
 
+    def variables(self, given: Mapping[str, str]) -> dict[str, str]:
+        """The child's environment: where wandb writes, unless the caller's environment says.
 
-def _tags(run: Run) -> list[str]:
-    # wandb refuses tags of more than 64 characters, and with them the whole run.
-    return [name[-64:] for name in (run.manifest.study, *run.manifest.models)]
+        Without `WANDB_DATA_DIR`, artifacts of offline runs are staged in the home directory and
+        missing when the run is synced elsewhere.
+        """
+        places = {
+            "WANDB_DIR": self.part,
+            "WANDB_DATA_DIR": self.data,
+            "WANDB_CACHE_DIR": self.part / "cache",
+        }
+        for name, path in places.items():
+            if name not in given:
+                # wandb takes another folder, without an error, for one that is not there.
+                path.mkdir(parents=True, exist_ok=True)
+        return {**{name: str(path) for name, path in places.items()}, **_QUIET, **given}
 
+    def put_in_place(self, written: Path) -> Path:
+        """Replace an earlier mirror; where the new one lies."""
+        if written != self.part:
+            return written / "wandb"
+        place = self.into / "wandb"
+        if place.exists():
+            place.rename(self.into / f".{self.token}.old")
+        (self.part / "wandb").rename(place)
+        for data in (self.into / "data").glob("*"):
+            if data != self.data:
+                shutil.rmtree(data)
+        return place
 
-def _findings_frame(run: Run) -> "pd.DataFrame":
-    import pandas as pd
+    def clear(self, failed: bool) -> None:
+        """Remove what is no part of a whole mirror, whoever left it there.
 
-    columns = ["id", "claim", "scope", "value", "ci_low", "ci_high", "null_low", "null_high"]
-    columns += ["null", "n", "unit", "verdict", "explanation"]
-    rows = [{name: getattr(finding, name) for name in columns} for finding in run.findings]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _may_upload(run: Run) -> bool:
-    """Directions of models that mechsafety did not train stay local unless the config says so."""
-    models = run.manifest.models.values()
-    organisms_only = bool(models) and all(model.organism for model in models)
-    return organisms_only or _settings(run).upload_directions
-
-
-def _scalars(frame: "pd.DataFrame") -> dict[str, float]:
-    """`table/metric/dimension=value/…` → number, for every row that has one."""
-    dimensions = list(frame.columns[7:])
-    scalars: dict[str, float] = {}
-    for row in frame.to_dict("records"):
-        index = [f"{name}={row[name]}" for name in dimensions if not _missing(row[name])]
-        if not _missing(row["value"]):
-            scalars["/".join([row["table"], row["metric"], *index])] = row["value"]
-    return scalars
-
-
-def _missing(value: object) -> bool:
-    import pandas as pd
-
-    return bool(pd.isna(value))  # pyright: ignore[reportCallIssue, reportArgumentType]
-
-
-def _table(frame: "pd.DataFrame") -> "wandb.Table":
-    """A Table of plain rows: from a frame, wandb looks up and types each cell by itself.
-
-    It reads neither pandas' nullable types nor columns of several kinds.
-    """
-    import wandb
-
-    plain = frame.astype(object)
-    rows: list[Any] = plain.where(plain.notna(), None).to_numpy().tolist()
-    columns: list[Any] = list(frame.columns)
-    return wandb.Table(columns=columns, data=rows, allow_mixed_types=True)
-
-
-def _figures(run: Run) -> dict[str, Any]:
-    """Plotly figures by name; one that cannot be drawn is named in the log and left out."""
-    from mechsafety.core.errors import RecordError
-    from mechsafety.execution.wandb_figures import plotly_figures
-    from mechsafety.report.figures import drawing
-    from mechsafety.report.page import from_run
-
-    given = from_run(run)
-    figures: dict[str, Any] = {}
-    for described in run.manifest.figures:
-        try:
-            panels = plotly_figures(drawing(described, given.metrics, given.tensors))
-        except RecordError as error:
-            say(f"figure {described.id}: {error}")
-            continue
-        for options, figure in panels.items():
-            figures["/".join(part for part in (described.id, options) if part)] = figure
-    return figures
-
-
-if __name__ == "__main__":
-    write_mirror(open_run(sys.argv[1]))
+        A mirror that was set aside is put back where no other took its place.
+        """
+        place = self.into / "wandb"
+        for aside in self.into.glob(".*.old"):
+            if place.exists():
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                aside.rename(place)
+        for part in self.into.glob(".*.part"):
+            shutil.rmtree(part, ignore_errors=True)
+        if failed:
+            shutil.rmtree(self.data, ignore_errors=True)
