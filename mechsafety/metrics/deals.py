@@ -152,7 +152,9 @@ def plan(
         )
     labeled = as_labeled(n_harmful, n_harmless)
     drawn = permuted(n_harmful, n_harmless, n_draws, generator)
-    a, b = halved(n_harmful, n_harmless, paired, n_splits, generator, clusters, harmless_clusters)
+    a, b = halved(
+        *half_marks(n_harmful, n_harmless, paired, n_splits, generator, clusters, harmless_clusters)
+    )
     few = tuple(half.first(n_few_splits).leaving_out(groups) for half in (a, b))
     return Plan(
         whole=labeled,
@@ -191,18 +193,9 @@ def permuted(n_harmful: int, n_harmless: int, n_draws: int, generator: torch.Gen
 
 
 def halved(
-    n_harmful: int,
-    n_harmless: int,
-    paired: bool,
-    n_splits: int,
-    generator: torch.Generator,
-    clusters: Sequence[Hashable] | None = None,
-    harmless_clusters: Sequence[Hashable] | None = None,
+    harmful: Float[Tensor, "split n_harmful"], harmless: Float[Tensor, "split n_harmless"]
 ) -> tuple[Deals, Deals]:
-    """Halves A and B of both classes, by the labels; arguments and errors as `half_marks`."""
-    harmful, harmless = half_marks(
-        n_harmful, n_harmless, paired, n_splits, generator, clusters, harmless_clusters
-    )
+    """Halves A and B of both classes, by the labels: of the rows with and without a mark."""
     return _by_class(harmful, harmless), _by_class(1 - harmful, 1 - harmless)
 
 

@@ -16,6 +16,7 @@ from mechsafety.metrics.deals import (
     refit_each,
     varying_layers,
 )
+from mechsafety.metrics.halving import half_marks
 from mechsafety.metrics.spectral_intervals import Groups, jackknife_groups
 
 N_HARMFUL, N_HARMLESS, N_LAYERS, D = 11, 7, 3, 5
@@ -36,7 +37,7 @@ def test_every_deal_is_the_difference_of_the_means_of_its_members(
 ) -> None:
     rows = activations(generator)
     groups = jackknife_groups(N_HARMFUL, N_HARMLESS, 4, generator)
-    a, b = halved(N_HARMFUL, N_HARMLESS, False, 6, generator)
+    a, b = halved(*half_marks(N_HARMFUL, N_HARMLESS, False, 6, generator))
     shuffled = permuted(N_HARMFUL, N_HARMLESS, 11, generator)
     for deals in (as_labeled(N_HARMFUL, N_HARMLESS), leaving_out(groups), shuffled, a, b):
         found = mean_differences(rows, deals)
@@ -80,7 +81,7 @@ def test_halves_are_disjoint_cover_all_rows_and_keep_pairs(
     generator: torch.Generator, paired: bool
 ) -> None:
     n_harmless = N_HARMFUL if paired else N_HARMLESS
-    a, b = halved(N_HARMFUL, n_harmless, paired, 8, generator)
+    a, b = halved(*half_marks(N_HARMFUL, n_harmless, paired, 8, generator))
     assert len(a) == len(b) == 8
     for split in range(8):
         (x, y), (z, w) = members(a, split), members(b, split)
