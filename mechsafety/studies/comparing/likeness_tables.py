@@ -234,15 +234,7 @@ def cka_table(measured: Measured) -> Table:
     )
     for one in measured.activations:
         for at, cell in _cka_cells(one):
-            number = one.cka.jackknifed(*cell)
-            table.add(
-                "cka",
-                number.value,
-                n=one.n,
-                unit="CKA (prompts)",
-                interval=number.interval(),
-                **at,
-            )
+            add_cka(table, one, cell, at)
             draws = one.null[:, cell[0], cell[1]]
             table.add(
                 "cka_shuffled_prompts",
@@ -253,6 +245,14 @@ def cka_table(measured: Measured) -> Table:
                 **at,
             )
     return table
+
+
+def add_cka(
+    table: Table, one: ActivationLikeness, cell: tuple[int, int], at: Mapping[str, Dimension]
+) -> None:
+    """CKA of one cell of two models' layers."""
+    number = one.cka.jackknifed(*cell)
+    table.add("cka", number.value, n=one.n, unit="CKA (prompts)", interval=number.interval(), **at)
 
 
 def _cka_cells(

@@ -3,7 +3,7 @@
 import math
 
 from mechsafety.core.result import Table
-from mechsafety.studies.comparing.likeness_tables import VIA_WORDS, add_cosines
+from mechsafety.studies.comparing.likeness_tables import VIA_WORDS, add_cka, add_cosines
 from mechsafety.studies.comparing.measured import Measured
 
 
@@ -145,17 +145,8 @@ def matches_table(measured: Measured) -> Table:
             one = cka[(second, first) if turned else (first, second)]
             cell = (place.second, place.first) if turned else (place.first, place.second)
             if cell[0] in one.layers[0] and cell[1] in one.layers[1]:
-                number = one.cka.jackknifed(
-                    one.layers[0].index(cell[0]), one.layers[1].index(cell[1])
-                )
-                table.add(
-                    "cka",
-                    number.value,
-                    n=one.n,
-                    unit="CKA (prompts)",
-                    interval=number.interval(),
-                    **at,
-                )
+                there = one.layers[0].index(cell[0]), one.layers[1].index(cell[1])
+                add_cka(table, one, there, at)
             for likeness, held, _ in measured.compared((first, second), place):
                 if likeness.channels == "all":
                     add_cosines(table, likeness, held, {"via": likeness.via, **at})

@@ -1,9 +1,11 @@
 """Claims about what a carried direction does: whether transfer is causal or only geometric."""
 
-from torch import Tensor
+from collections.abc import Sequence
 
 from mechsafety.core.result import verdict
 from mechsafety.effects.ablation_matrix import Cell
+from mechsafety.effects.answers import Answers
+from mechsafety.judges.phrases import Verdict
 from mechsafety.metrics.resampling import Resampling
 from mechsafety.studies.claims import (
     Assessed,
@@ -20,7 +22,7 @@ from mechsafety.studies.comparing.map_notes import map_notes, map_of
 from mechsafety.studies.comparing.mapping import Place
 from mechsafety.studies.comparing.measured import Measured, Transfers
 from mechsafety.studies.comparing.settings import Pair
-from mechsafety.studies.comparing.transferring import TransferCell, Transferred
+from mechsafety.studies.comparing.transferring import ScoreEffect, TransferCell, Transferred
 from mechsafety.studies.intervals import around, ends
 from mechsafety.studies.refusal_proxy import proxy_auc, proxy_word
 from mechsafety.studies.samples import estimates
@@ -108,50 +110,57 @@ def _through_map(found: TransferCell, pair: Pair, measured: Measured) -> tuple[s
 def _bypassed(
     form: str, one: Cell, cell: TransferCell, target: Transferred, transfers: Transfers
 ) -> Effect:
-    effect = target.fallen(one)
-    assert effect is not None
-    assert effect.controls is not None
-    value, low, high = _mean(effect.by_prompt, transfers.sample.harmful)
-    covered = ends(effect.controls)
-    before = [verdict == "refused" for verdict in target.baseline.harmful]
-    after = one.harmful.answers.judged("refused")
-    return Effect(
-        value=value,
-        interval=around(value, low, high),
-        null=covered,
-        n=len(effect.by_prompt),
-        words=f"{_carried(cell, target)} ablated ({form}): the refusal score of harmful prompts "
-        f"falls by {value:.2f} [{low:.2f}, {high:.2f}], with {len(effect.controls)} matched "
-        f"directions by {span(covered)}; refused {share_words(before)} before and "
-        f"{share_words(after)} after ({sum(one.harmful.answers.judged('degenerate'))} degenerate); "
-        f"harmless KL {float(one.harmless.kl.mean()):.2f} nats.",
+    return _effect(
+        target.fallen(one),
+        transfers.sample.harmful,
+        target.baseline.harmful,
+        one.harmful.answers,
+        what=f"{_carried(cell, target)} ablated ({form}): the refusal score of harmful prompts "
+        "falls",
+        others="matched directions",
+        rest=f"; harmless KL {float(one.harmless.kl.mean()):.2f} nats",
     )
 
 
 def _induced(cell: TransferCell, target: Transferred, transfers: Transfers) -> Effect:
-    answers, effect = cell.added.answers, target.risen(cell.added)
+    return _effect(
+        target.risen(cell.added),
+        transfers.sample.harmless,
+        target.baseline.harmless,
+        cell.added.answers,
+        what=f"{_carried(cell, target)} added at the norm of the target's own: the refusal score "
+        "of harmless prompts rises",
+        others="directions of that norm",
+    )
+
+
+def _effect(
+    effect: ScoreEffect | None,
+    sample: Resampling,
+    unedited: Sequence[Verdict],
+    edited: Answers,
+    *,
+    what: str,
+    others: str,
+    rest: str = "",
+) -> Effect:
+    """What an edit does to one class of prompts, beside controls that are called `others`."""
     assert effect is not None
     assert effect.controls is not None
-    value, low, high = _mean(effect.by_prompt, transfers.sample.harmless)
+    found = estimates(effect.by_prompt, sample)
+    value, (low, high) = float(found.value), found.interval()
     covered = ends(effect.controls)
-    before = [verdict == "refused" for verdict in target.baseline.harmless]
-    after = answers.judged("refused")
+    before = [verdict == "refused" for verdict in unedited]
     return Effect(
         value=value,
         interval=around(value, low, high),
         null=covered,
         n=len(effect.by_prompt),
-        words=f"{_carried(cell, target)} added at the norm of the target's own: the refusal score "
-        f"of harmless prompts rises by {value:.2f} [{low:.2f}, {high:.2f}], with "
-        f"{len(effect.controls)} directions of that norm by {span(covered)}; refused "
-        f"{share_words(before)} before and {share_words(after)} after "
-        f"({sum(answers.judged('degenerate'))} degenerate).",
+        words=f"{what} by {value:.2f} [{low:.2f}, {high:.2f}], with {len(effect.controls)} "
+        f"{others} by {span(covered)}; refused {share_words(before)} before and "
+        f"{share_words(edited.judged('refused'))} after "
+        f"({sum(edited.judged('degenerate'))} degenerate){rest}.",
     )
-
-
-def _mean(effect: Tensor, sample: Resampling) -> tuple[float, float, float]:
-    found = estimates(effect, sample)
-    return float(found.value), *found.interval()
 
 
 def _carried(cell: TransferCell, target: Transferred) -> str:
