@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mechsafety.core.config import apply_overrides, parse_config, read_yaml
-from mechsafety.core.result import Finding, Result, Row
+from mechsafety.core.result import Finding, Result, Row, Table
 from mechsafety.linalg.typed import linalg
 from mechsafety.studies import similarity
 from tests.studies.test_concentration import InlineContext
@@ -52,6 +52,16 @@ def configured(models: str, *overrides: str) -> similarity.Config:
     return parse_config(similarity.Config, raw, "test")
 
 
+def rows(table: Table, metric: str, **where: object) -> list[Row]:
+    """Those of one metric with these dimensions."""
+    return [
+        row
+        for row in table
+        if row.metric == metric
+        and all(row.dimensions.get(key) == value for key, value in where.items())
+    ]
+
+
 @dataclass
 class Ran:
     """A finished study."""
@@ -62,12 +72,7 @@ class Ran:
 
     def rows(self, table: str, metric: str, **where: object) -> list[Row]:
         (found,) = [one for one in self.result.tables if one.name == table]
-        return [
-            row
-            for row in found
-            if row.metric == metric
-            and all(row.dimensions.get(key) == value for key, value in where.items())
-        ]
+        return rows(found, metric, **where)
 
     def row(self, table: str, metric: str, **where: object) -> Row:
         """The only one there is."""

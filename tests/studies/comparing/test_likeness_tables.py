@@ -21,21 +21,12 @@ from mechsafety.studies.comparing.likeness_tables import (
 from mechsafety.studies.comparing.map_tables import maps_table, matches_table
 from mechsafety.studies.comparing.measured import Measured
 from tests.studies.comparing.planted import Streams, isometry, measured, shift, streams
-from tests.studies.similarity_runs import configured
+from tests.studies.similarity_runs import configured, rows
 
 LAYER = 2
 TABLES: tuple[Callable[[Measured], Table], ...] = (
     cosines_table, best_match_table, subspaces_table, cka_table, maps_table, matches_table,
 )  # fmt: skip
-
-
-def rows(table: Table, metric: str, **where: object) -> list[Row]:
-    return [
-        row
-        for row in table
-        if row.metric == metric
-        and all(row.dimensions.get(key) == value for key, value in where.items())
-    ]
 
 
 def row(table: Table, metric: str, **where: object) -> Row:

@@ -5,24 +5,14 @@ from statistics import fmean
 
 import pytest
 
-from mechsafety.core.result import Row, Table
 from mechsafety.studies.comparing.geometry import Likeness
 from mechsafety.studies.comparing.measured import Measured
 from mechsafety.studies.comparing.seeds_table import seeds_table
 from tests.studies.comparing.conftest import BETWEEN, MODELS
-from tests.studies.similarity_runs import configured
+from tests.studies.similarity_runs import configured, rows
 
 LAYER = 2
 SAME = {"bases": "same", "via": "none", "channels": "all"}
-
-
-def rows(table: Table, metric: str, **where: object) -> list[Row]:
-    return [
-        row
-        for row in table
-        if row.metric == metric
-        and all(row.dimensions.get(key) == value for key, value in where.items())
-    ]
 
 
 def with_models(world: Measured, models: str, renamed: list[tuple[str, str, Likeness]]) -> Measured:
