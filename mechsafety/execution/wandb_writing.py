@@ -74,7 +74,7 @@ def write_mirror(run: Run) -> None:
 
 
 def _job_type(run: Run) -> str:
-    return "run"
+    return "run" if run.manifest.replay_of is None else "replay"
 
 
 def _tags(run: Run) -> list[str]:
@@ -91,6 +91,7 @@ def _config(run: Run) -> dict[str, Any]:
     environment = manifest.environment
     record = {
         "run": manifest.run,
+        "replay_of": None if manifest.replay_of is None else manifest.replay_of.run,
         "opened": manifest.opened,
         "seconds": manifest.seconds,
         "seal": manifest.seal,
@@ -127,7 +128,7 @@ def _figures(run: Run) -> Iterator[tuple[str, "wandb.Plotly"]]:
 
 def _file_name(text: str) -> str:
     """The text as wandb can use it for a file: options may hold any word of the record."""
-    clean = re.sub(r"[/\\\x00-\x1f\x7f]", "_", text)
+    clean = re.sub(r"[/\\\x00-\x1f\x7f]|^\.+", "_", text)
     if clean == text and len(text) <= _LONGEST_KEY:
         return text
     return f"{clean[:_LONGEST_KEY]}~{sha256(text.encode()).hexdigest()[:8]}"
