@@ -4,7 +4,7 @@ import ast
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 import yaml
 from bibtexparser.library import Library
 
+import mechsafety.studies
 from mechsafety.core.config import StudyConfig, parse_config, read_yaml
 from mechsafety.core.errors import RecordError
 from mechsafety.execution.citing import (
@@ -39,6 +40,7 @@ LAT, DPO = "arXiv:2407.15549", "arXiv:2305.18290"
 MUON = "https://kellerjordan.github.io/posts/muon/"
 PROCRUSTES, RIDGE = "doi:10.1007/BF02289451", "doi:10.1080/00401706.1970.10488634"
 ROGAN_GLADEN = "doi:10.1093/oxfordjournals.aje.a112510"
+MANN_WHITNEY = "doi:10.1214/aoms/1177730491"
 OKABE_ITO = "https://jfly.uni-koeln.de/color/"
 
 
@@ -223,6 +225,40 @@ def test_what_nothing_calls_is_not_cited_though_its_file_is_in_use() -> None:
     assert ROGAN_GLADEN not in citations(config("concentration"), {})
 
 
+@pytest.fixture
+def written(tmp_path: Path) -> Iterator[Callable[[str, str], set[str]]]:
+    """What a study of this name and text cites, beside what every run does."""
+
+    def cited(name: str, text: str) -> set[str]:
+        (tmp_path / f"{name}.py").write_text(text)
+        return set(citations(StudyConfig(study=name), {})) - set(ALWAYS)
+
+    mechsafety.studies.__path__.append(str(tmp_path))
+    yield cited
+    mechsafety.studies.__path__.remove(str(tmp_path))
+
+
+def test_a_method_is_cited_where_something_calls_it(
+    written: Callable[[str, str], set[str]],
+) -> None:
+    text = (
+        "class Judge:\n"
+        '    def called(self):\n        """Source: doi:10.1000/called."""\n'
+        '    def spare(self):\n        """Source: doi:10.1000/spare."""\n'
+        "def run(config, context):\n    # Not spare.\n    return Judge().called()\n"
+    )
+    assert written("calling", text) == {"doi:10.1000/called"}
+
+
+def test_what_is_taken_from_a_module_as_a_whole_is_cited(
+    written: Callable[[str, str], set[str]],
+) -> None:
+    importing = "from mechsafety.metrics import auc\n"
+    text = f"{importing}def run(config, context):\n    return auc.auc(config, context)\n"
+    assert written("whole", text) == {MANN_WHITNEY}
+    assert written("idle", f"{importing}def run(config, context):\n    return 1\n") == set()
+
+
 def test_the_colors_of_the_page_are_no_method_of_the_run() -> None:
     import mechsafety.report.palette  # noqa: F401
 
@@ -243,7 +279,8 @@ def test_a_key_without_an_entry_is_named_with_the_nearest_one() -> None:
 
 
 def test_a_mention_is_not_a_citation() -> None:
-    mention = f'"""Not so {ARDITI}, whose C is 1.\n\nSource: a book, doi:10.1000/xyz.\n"""\n'
-    assert citing_docstrings(mention) == (Citing("", "", ("doi:10.1000/xyz",)),)
+    paragraphs = [f"Not so {ARDITI}, whose C is 1.", "Source: doi:10.1000/xyz.", f"As {STUDY}."]
+    text = "\n\n".join(paragraphs)
+    assert citing_docstrings(f'"""{text}\n"""\n') == (Citing("", "", ("doi:10.1000/xyz",)),)
     comment = f'"""A file."""\n# Source: {ARDITI}\nx = 1\n'
     assert citing_docstrings(comment) == ()
