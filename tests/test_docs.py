@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mechsafety.core.config import FrozenConfig, parse_config, read_yaml
+from mechsafety.core.config import Name, StudyConfig, parse_config, read_yaml
 from mechsafety.data.chat_template import ChatFormat
 from mechsafety.data.pairs import OrganismPairs, PairsSource
 from mechsafety.judges.phrases import PhraseJudge
@@ -18,9 +18,10 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted(page for page in (ROOT / "README.md", *ROOT.glob("docs/**/*.md")) if page.is_file())
 
 
-class Excerpt(FrozenConfig):
+class Excerpt(StudyConfig):
     """Keys of experiments that pages show by themselves."""
 
+    study: Name = "any"
     prompts: PairsSource = OrganismPairs()
     chat: ChatFormat = ChatFormat()
     judge: PhraseJudge = PhraseJudge()
