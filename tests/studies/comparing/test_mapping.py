@@ -18,6 +18,7 @@ from mechsafety.studies.comparing.mapping import (
     places,
 )
 from mechsafety.studies.comparing.settings import MapSettings
+from tests.studies.comparing.keeping import kept
 from tests.studies.comparing.planted import drawn, isometry
 
 N_FIT, N_LAYERS, D, WIDER = 60, 3, 5, 8
@@ -105,6 +106,18 @@ def test_of_layers_that_are_equally_alike_one_is_taken_and_one_that_is_no_number
 def test_a_layer_whose_depth_the_other_model_cannot_be_read_at_has_a_best_match_only() -> None:
     found = places(4, 4, ([1, 2], [2, 3]), torch.zeros(5, 5))
     assert [(at.first, at.match) for at in found] == [(1, "best"), (2, "depth"), (2, "best")]
+
+
+# --- what is kept --------------------------------------------------------------------------------
+
+
+def test_a_map_of_a_job_that_was_kept_and_read_again_carries_alike() -> None:
+    given = job(settings=BOTH)
+    vector = given.directions[0][1]
+    for one, other in zip(fit_maps(given), kept(fit_maps(kept(given))), strict=True):
+        assert one.place == other.place
+        assert float(one.map.carry(vector).norm()) > 0.1
+        assert torch.equal(one.map.carry(vector), other.map.carry(vector))
 
 
 # --- what is fitted ------------------------------------------------------------------------------

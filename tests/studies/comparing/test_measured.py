@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import torch
 
-from mechsafety.execution.packing import pack, unpack
-from mechsafety.studies.comparing.geometry import Geometry, geometry_of
+from mechsafety.studies.comparing.geometry import geometry_of
 from mechsafety.studies.comparing.mapping import Place
 from mechsafety.studies.comparing.measured import Measured
+from tests.studies.comparing.keeping import kept
 
 PLACES = (Place(1, 3, "best"), Place(2, 2, "depth"))
 
@@ -55,10 +55,7 @@ def test_a_place_at_which_nothing_was_compared_is_left_out(world: Measured) -> N
 
 def test_geometry_that_was_kept_and_read_again_is_the_same(world: Measured) -> None:
     found = geometry_of(world.frame.job)
-    kept = pack(found, "a result")
-    again = unpack(kept.tree, kept.tensors, {"mechsafety"})
-    assert isinstance(again, Geometry)
-    seen, same = (Measured.of(world.frame, one) for one in (found, again))
+    seen, same = (Measured.of(world.frame, one) for one in (found, kept(found)))
     assert same.places == seen.places
     assert [one.cells for one in same.likenesses] == [one.cells for one in seen.likenesses]
     for one, other in zip(same.likenesses, seen.likenesses, strict=True):

@@ -31,6 +31,7 @@ from mechsafety.studies.comparing.transferring import (
     TransferSettings,
     transfer,
 )
+from tests.studies.comparing.keeping import kept
 
 N_FIT, N_HELD_OUT = 40, 9
 N_SCORES, N_ANSWERS = 4, 2
@@ -220,6 +221,19 @@ def test_a_source_gives_the_same_whatever_stands_before_it(brief: TransferJob) -
     # Sources do differ, and so do the forms.
     first, second = (numbers(cell) for cell in backwards.cells)
     assert not torch.allclose(first, second, atol=0.1)
+
+
+def test_what_was_tried_is_the_same_when_it_was_kept_and_read_again(
+    brief: TransferJob, done: Transferred
+) -> None:
+    again = kept(done)
+    for cell in done.cells:
+        other = cell_of(again, cell.source.model)
+        assert float(numbers(cell).abs().max()) > 1
+        assert torch.equal(numbers(other), numbers(cell))
+    asked = kept(brief)
+    assert asked.harmless_rows.keys() == brief.harmless_rows.keys()
+    assert (asked.settings, asked.model, asked.pairs) == (brief.settings, brief.model, brief.pairs)
 
 
 def test_a_direction_counts_by_where_it_points_and_the_dose_by_the_targets_norm(
