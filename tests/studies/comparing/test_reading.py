@@ -113,9 +113,7 @@ def test_a_base_of_another_width_is_not_the_one() -> None:
 
 def test_refusal_tokens_are_in_the_vocabulary() -> None:
     check_comparable(configured(MODELS, "refusal_tokens={ssft: [0, 10]}"), views(), neutral(10))
-    with pytest.raises(
-        ConfigError, match=r"tokens.ssft names 11, 99, .*11 tokens.*0 to 10"
-    ):
+    with pytest.raises(ConfigError, match=r"tokens.ssft names 11, 99, .*11 tokens.*0 to 10"):
         check_comparable(
             configured(MODELS, "refusal_tokens={ssft: [3, 11, 99]}"), views(), neutral(10)
         )
