@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mechsafety.core.errors import ConfigError
 from mechsafety.execution.runner import plan_experiment
 from mechsafety.organisms.recipes import DEMO, Organism
 from mechsafety.records.schema import declared_findings
@@ -30,6 +31,21 @@ def test_the_experiment_fits_its_study(path: Path) -> None:
 def test_its_first_line_is_the_command_that_runs_it(path: Path) -> None:
     first = path.read_text().splitlines()[0]
     assert first == f"# mechsafety run {path.relative_to(ROOT)}"
+
+
+def test_claims_about_one_model_replace_the_others_and_are_checked_in_every_run() -> None:
+    path = ROOT / "experiments" / "concentration.yaml"
+    of_arms = [claim.id for claim in declared_findings(plan_experiment(path).config)]
+    of_model = [
+        claim.id for claim in declared_findings(plan_experiment(path, ["model=org/name"]).config)
+    ]
+    assert "lat_concentrates_at_attack" in of_arms
+    assert "concentration_is_specific_to_harm" in of_model
+    assert "lat_concentrates_at_attack" not in of_model
+    slip = "findings_for_model=[{id: x, claim: X., scope: checkpoint, margn: 1}]"
+    for overrides in ([slip], [slip, "model=org/name"]):
+        with pytest.raises(ConfigError, match=r"findings_for_model\.0\.margn'\. Did you mean 'marg"):
+            plan_experiment(path, overrides)
 
 
 def test_the_demo_trains_what_its_experiments_ask_and_nothing_else() -> None:

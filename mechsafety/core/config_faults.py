@@ -79,7 +79,7 @@ def _describe(cls: type[BaseModel], raw: Mapping[str, Any], fault: dict[str, Any
             told = f"expected keys and values below it ({legal})"
         case _:
             # Errors of our own validators are sentences already.
-            told = printable(fault["msg"].removeprefix("Value error, "), MAX_WORDS)
+            told = printable(fault["msg"].removeprefix("Value error, "), MAX_WORDS).rstrip(".")
     if not path:
         return f"{told}."
     return f"key '{key}': {told}. Got {shown(fault.get('input'))}."
@@ -103,12 +103,14 @@ def _untagged(cls: type[BaseModel], raw: object, path: Sequence[object], tag: st
         at = _item(at, part)
     given = list(cast("Mapping[str, object]", at)) if isinstance(at, Mapping) else []
     legal = _legal_keys(cls, raw, path)
-    meant = [name for name in given if name not in legal and nearest(name, legal) == tag]
+    strays = sorted(name for name in given if name not in legal)
+    meant = [name for name in strays if nearest(name, legal) == tag]
+    stray = "".join(f"unknown key '{_dotted([*path, name])}'. " for name in (meant or strays)[:1])
+    hint = f"Did you mean '{tag}'? " if meant else ""
     tags = ", ".join(_tags(cls, raw, path, tag))
-    slip = f"unknown key '{_dotted([*path, meant[0]])}'. Did you mean '{tag}'? " if meant else ""
     return (
-        f"{slip}key '{_dotted([*path, tag])}' is missing; it says which kind '{_dotted(path)}' is. "
-        f"One of: {tags}."
+        f"{stray}{hint}key '{_dotted([*path, tag])}' is missing; it says which kind "
+        f"'{_dotted(path)}' is. One of: {tags}."
     )
 
 

@@ -96,7 +96,19 @@ class _PlainLoader(yaml.SafeLoader):
             )
         return number
 
+    def construct_yaml_str(self, node: yaml.ScalarNode) -> str:
+        text = cast("str", super().construct_yaml_str(node))
+        try:
+            # JSON, which is YAML, writes a character beyond 16 bits as two escapes.
+            return text.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            raise ConfigError(
+                f"line {node.start_mark.line + 1}: {shown(text)} holds half a character: \\ud800 "
+                "to \\udfff come in pairs."
+            ) from None
 
+
+_PlainLoader.add_constructor(f"{_TAG}str", _PlainLoader.construct_yaml_str)
 _PlainLoader.add_constructor(f"{_TAG}int", _PlainLoader.construct_yaml_int)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mechsafety.core.config import StudyConfig
 from mechsafety.core.context import Context
-from mechsafety.core.errors import ConfigError, did_you_mean
+from mechsafety.core.errors import ConfigError, did_you_mean, shown
 from mechsafety.core.result import Result
 
 
@@ -52,6 +52,6 @@ def load_study(name: object) -> Study:
     names = study_names()
     # Compared with the list before it is imported: a YAML cannot name another module.
     if not isinstance(name, str) or name not in names:
-        raise ConfigError(f"unknown study {name!r}. {did_you_mean(str(name), names)}")
+        raise ConfigError(f"unknown study {shown(name)}. {did_you_mean(str(name), names)}")
     module = importlib.import_module(f"mechsafety.studies.{name}")
     return Study(name, module.Config, module.run)

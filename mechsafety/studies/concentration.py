@@ -6,7 +6,7 @@ ablating each arm's direction does in every other arm. The published claim (arXi
 that LAT holds about 75 % of the variance in two components, against about 50 % for SSFT and AT.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, cast
 
@@ -105,21 +105,23 @@ class Config(StudyConfig):
     findings_for_model: tuple[Claim, ...] = ()
     """Claims of a run of one `model`, whose arm is called `model`; they then replace `findings`."""
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _claims_of_this_run(cls, raw: Any) -> Any:
+    def _claims_of_this_run(cls, raw: Any, validate: Callable[[Any], "Config"]) -> "Config":
+        # A slip in the claims that this run does not test would be found by the one that does.
+        config = validate(raw)
+        if not isinstance(raw, Mapping) or not config.findings_for_model:
+            return config
         # Only the claims that this run tests stay in the config, because all that stand there are
         # recorded as declared.
-        if not isinstance(raw, Mapping):
-            return raw
         given = dict(cast("Mapping[str, Any]", raw))
-        of_model = given.pop("findings_for_model", ())
-        return {**given, "findings": of_model} if given.get("model") and of_model else given
+        of_model = given.pop("findings_for_model")
+        return validate({**given, "findings": of_model} if config.model else given)
 
     @model_validator(mode="after")
     def _arms_can_be_told_apart(self) -> "Config":
         if not self.arms and self.model is None:
-            raise ValueError("give at least one arm, or a model")
+            raise ValueError("`arms` holds none: give at least one arm, or a `model`")
         if self.training_seeds and self.model is not None:
             raise ValueError("training_seeds are of organisms' arms, and `model` is one model")
         if len(set(self.training_seeds)) < len(self.training_seeds):

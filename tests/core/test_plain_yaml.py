@@ -22,9 +22,10 @@ def _refused(text: str) -> str:
 
 
 def test_plain_values_are_read_as_yaml_reads_them() -> None:
-    text = "a: {b: [1, -2.5, .inf, yes, null, ~, '5', \"\\u00e9\"]}\nc: |\n  two\n  lines\n"
+    values = '1, -2.5, .inf, yes, null, ~, \'5\', "\\u00e9", "\\ud83d\\ude42"'
+    text = f"a: {{b: [{values}]}}\nc: |\n  two\n  lines\n"
     assert plain_yaml(text) == {
-        "a": {"b": [1, -2.5, float("inf"), True, None, None, "5", "é"]},
+        "a": {"b": [1, -2.5, float("inf"), True, None, None, "5", "é", "🙂"]},
         "c": "two\nlines\n",
     }
     assert plain_yaml("") is None
@@ -80,6 +81,8 @@ def test_a_billion_laughs_are_refused_before_they_expand() -> None:
         (f"a: {MAX_INTEGER + 1}\n", "line 1: 9223372036854775808 is larger than any"),
         (f"a: 0x{'f' * 100_000}\n", "line 1: 0xfff.*… is larger than any"),
         (f"a: {'9' * 5000}\n", "not valid YAML: Exceeds the limit"),
+        ('a: 1\nb: "\\uD800"\n', r"line 2: .* holds half a character"),
+        ('"\\uDC00\\uD800": 1\n', r"line 1: .* holds half a character"),
     ],
 )
 def test_what_experiments_do_not_need_is_refused_with_its_line(text: str, message: str) -> None:

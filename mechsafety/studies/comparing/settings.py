@@ -214,7 +214,10 @@ class SimilaritySettings(StudyConfig):
         if self.transfer is not None:
             named["transfer.models"] = list(self.transfer.models or ())
         for claim in self.findings:
-            named[f"finding '{claim.id}'"] = [name for pair in claim.cell.pairs() for name in pair]
+            cell, whose = claim.cell, f"of finding '{claim.id}'"
+            named[f"cell.first {whose}"] = [cell.first]
+            named[f"cell.second {whose}"] = [cell.second]
+            named[f"cell.replicates {whose}"] = [name for pair in cell.replicates for name in pair]
         for key, names in named.items():
             for name in names:
                 if name not in self.models:
