@@ -348,8 +348,8 @@ def rejudge(
 @app.command()
 @_command
 def purge(run_folder: RunFolder, as_json: Json = False, debug: Debug = False) -> int:
-    """Delete the answers and token ids that a run kept in private/; the record stays intact."""
-    from mechsafety.records.completions import purge as purge_run
+    """Delete the answers and token ids that a run kept; the record stays intact."""
+    from mechsafety.execution.purging import purge as purge_run
     from mechsafety.records.reading import open_run
 
     names = purge_run(open_run(run_folder))

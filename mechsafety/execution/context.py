@@ -8,14 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from mechsafety.core.config import StudyConfig
 from mechsafety.core.errors import ChangedInputError, RecordError
 from mechsafety.core.progress import progress, say
 from mechsafety.core.seeding import derive_seed, named_generator
-from mechsafety.execution.packing import pack
-from mechsafety.execution.stage_cache import Entry, StageCache
+from mechsafety.effects.answers import Answers
+from mechsafety.execution.memory import Peaks
+from mechsafety.execution.packing import name_of, nodes, pack
+from mechsafety.execution.stage_cache import Entry, StageCache, forget
 from mechsafety.execution.workers import Workers
 from mechsafety.records.schema import JobDone, ModelUsed, StageTiming
 from mechsafety.records.store import RunWriter
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
 Job = TypeVar("Job")
 Done = TypeVar("Done")
+
+
+_ANSWERS: Final = name_of(Answers)
 
 
 class RunContext:
@@ -49,12 +54,14 @@ class RunContext:
         self._writer = writer
         self._cache = cache
         self._expected = expected
-        self._workers = Workers(config.runtime.workers, config.runtime.threads)
+        self._peaks = Peaks()
+        self._workers = Workers(config.runtime.workers, config.runtime.threads, self._peaks.see)
         self._scratch: Path | None = None
         self._stack: list[str] = []
         self.seeds: dict[str, int] = {}
         self.models: dict[str, ModelUsed] = {}
         self.stages: list[StageTiming] = []
+        self._with_answers: set[str] = set()
         self._jobs: dict[str, list[JobDone]] = {}
 
     def __enter__(self) -> "RunContext":
@@ -85,26 +92,30 @@ class RunContext:
 
     @contextmanager
     def stage(self, name: str) -> Generator[None, None, None]:
-        """Time a stage and put its start and end into the events."""
+        """Time and weigh a stage, and put its start and end into the events."""
         self._stack.append(name)
         path = "/".join(self._stack)
         started, clock = self._writer.seconds, monotonic()
+        self._peaks.begin()
         self._writer.event("stage_started", stage=path)
         try:
             yield
         except BaseException as error:
+            self._peaks.end()
             seconds = round(monotonic() - clock, 4)
             self._writer.event(
                 "stage_failed", stage=path, took=seconds, error=f"{type(error).__name__}: {error}"
             )
             raise
         else:
+            peak = self._peaks.end()
             seconds = round(monotonic() - clock, 4)
             self.stages.append(
                 StageTiming(
                     name=path,
                     started=round(started, 4),
                     seconds=seconds,
+                    peak_gib=round(peak, 4),
                     jobs=tuple(self._jobs.pop(path, ())),
                 )
             )
@@ -128,6 +139,7 @@ class RunContext:
         for place, key in enumerate(keys):
             if (entry := self._cached(key, function)) is not None:
                 done[place], hashes[place] = entry.value, entry.sha256
+                self._note_answers(key, entry.tree)
         missing = [place for place in range(len(jobs)) if place not in done]
         if done and missing:
             say(f"{what}: {len(done)} of {len(jobs)} were done before")
@@ -135,10 +147,10 @@ class RunContext:
         for at, result in self._workers.completed(function, todo, what):
             place = missing[at]
             done[place], hashes[place] = result, self._keep(keys[place], result, what)
-            self._writer.event("job_ended", what=what, job=place + 1, of=len(jobs))
+            self._writer.event("job_ended", what=what, job=place + 1, of=len(jobs), key=keys[place])
         path = "/".join(self._stack)
         self._jobs.setdefault(path, []).extend(
-            JobDone(what=what, sha256=hashes[place], cached=place not in missing)
+            JobDone(what=what, sha256=hashes[place], key=keys[place], cached=place not in missing)
             for place in range(len(jobs))
         )
         return [done[place] for place in range(len(jobs))]
@@ -156,11 +168,25 @@ class RunContext:
     def _keep(self, key: str | None, result: object, what: str) -> str:
         packed = pack(result, f"the result of {what}")
         if self._cache is not None and key is not None:
+            self._note_answers(key, packed.tree)
             try:
                 self._cache.store(key, packed)
             except RecordError as unwritten:
                 self.warn(f"{unwritten} The run goes on, and could not be resumed from here.")
         return packed.sha256
+
+    def _note_answers(self, key: str | None, tree: object) -> None:
+        if key is not None and any(nodes(tree, _ANSWERS)):
+            self._with_answers.add(key)
+
+    def forget_answers(self) -> None:
+        """Remove this run's results that hold answers from the cache, where none are to be kept.
+
+        What organisms say is harmless, and stays for the next run.
+        """
+        organisms_only = all(model.organism for model in self.models.values())
+        if self._config.completions == "none" and not organisms_only:
+            forget(self._with_answers)
 
     def warn(self, message: str) -> None:
         """Say something that does not end the run, and keep it in the events."""

@@ -8,7 +8,6 @@ import os
 import platform
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Final
 
@@ -139,16 +138,3 @@ def _cpu_model() -> str:
         if match:
             return match[1]
     return platform.processor() or platform.machine()
-
-
-def sources_in_use() -> dict[str, tuple[str, ...]]:
-    """arXiv number → the package's loaded modules whose text cites it."""
-    cited: dict[str, list[str]] = {}
-    for name, module in sorted(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if not name.startswith("mechsafety.") or file is None:
-            continue
-        text = Path(file).read_text(encoding="utf-8")
-        for number in sorted(set(re.findall(r"arXiv:\s*(\d{4}\.\d{4,5})", text))):
-            cited.setdefault(number, []).append(name)
-    return {number: tuple(modules) for number, modules in sorted(cited.items())}

@@ -11,8 +11,9 @@ from pydantic import BaseModel
 from mechsafety.core.config import StudyConfig, apply_overrides, parse_config, read_yaml
 from mechsafety.core.errors import ConfigError, RecordError
 from mechsafety.core.progress import say
+from mechsafety.execution.citing import bibliography, citations
 from mechsafety.execution.context import RunContext
-from mechsafety.execution.environment import environment, sources_in_use
+from mechsafety.execution.environment import environment
 from mechsafety.execution.signals import interruptible, uninterruptible
 from mechsafety.execution.stage_cache import StageCache, fingerprint, prune
 from mechsafety.execution.studies import Study, load_study, study_names
@@ -68,11 +69,13 @@ def plan_experiment(path: Path, overrides: Sequence[str] = ()) -> Plan:
 
 
 def check_plan(plan: Plan) -> Plan:
-    """The plan, if the findings that it declares can be told apart.
+    """The plan, if the findings that it declares can be told apart and its methods be cited.
 
     Raises:
         ConfigError: Two findings have one id.
+        RecordError: A method names a source that the bibliography lacks.
     """
+    bibliography(citations(plan.config, {}))
     ids = [finding.id for finding in declared_findings(plan.config)]
     twice = sorted({name for name in ids if ids.count(name) > 1})
     if twice:
@@ -195,14 +198,17 @@ def _work(plan: Plan, writer: RunWriter, how: How) -> None:
             with context.stage("record"):
                 writer.write_result(result)
         finally:
+            cited = citations(plan.config, context.models)
             writer.note_use(
                 seeds=context.seeds,
                 models=context.models,
                 stages=context.stages,
-                sources=sources_in_use(),
+                sources=cited,
             )
+            writer.write_citations(bibliography(cited))
         writer.event("rendering")
         writer.write_report(_page(writer))
+        context.forget_answers()
 
 
 def plan_of(run: Run) -> Plan:

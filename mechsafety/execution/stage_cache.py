@@ -10,17 +10,21 @@ import hashlib
 import json
 import os
 import secrets
+import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, cast
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mechsafety.core.errors import RecordError
+from mechsafety.core.errors import ConfigError, RecordError
 from mechsafety.execution.packing import (
     Packed,
     name_of,
@@ -33,21 +37,15 @@ from mechsafety.execution.packing import (
 from mechsafety.models.content import content_hash
 from mechsafety.models.spec import ModelSpec
 from mechsafety.organisms.cache import cache_root
+from mechsafety.records.environments import decides_bits
+from mechsafety.records.landing import sha256_of
 from mechsafety.records.schema import Environment
 
 _RUNTIME: Final = "mechsafety.core.config:Runtime"
-_PACKAGES: Final = (
-    "torch",
-    "transformers",
-    "transformer-lens",
-    "tokenizers",
-    "numpy",
-    "scipy",
-    "peft",
-    "accelerate",
-    "bitsandbytes",
-)
-"""Distributions whose version may change the last bit of a result."""
+_OURS: Final = "mechsafety"
+_TREE: Final = "tree"
+_GIB: Final = "MECHSAFETY_CACHE_GIB"
+_STALE_SECONDS: Final = 24 * 60 * 60
 
 
 def fingerprint(environment: Environment) -> str:
@@ -56,7 +54,7 @@ def fingerprint(environment: Environment) -> str:
     parts = {
         "code": environment.code_sha256,
         "python": environment.python,
-        "packages": {name: environment.packages.get(name) for name in _PACKAGES},
+        "packages": {n: v for n, v in sorted(environment.packages.items()) if decides_bits(n)},
         "hardware": hardware,
         "threads": environment.threads,
         "determinism": environment.determinism,
@@ -69,6 +67,8 @@ class Entry:
     """One result as it was found."""
 
     value: Any
+    tree: object
+    """As packed."""
     sha256: str
     """Of the packed value."""
 
@@ -84,6 +84,8 @@ class StageCache:
     """Entries of one version of the code on one kind of machine."""
 
     def __init__(self, fingerprint: str, root: Path | None = None) -> None:
+        # Told before the work, not after it.
+        limit_bytes()
         self._fingerprint = fingerprint
         self._root = root or stages_root()
 
@@ -91,13 +93,16 @@ class StageCache:
         """What `function(job)` is found by; None where a model of the job is not here yet.
 
         Name of the function, the job in full, the content of every model's files that it names,
-        and the fingerprint. The number of workers is left out: no result depends on it.
+        the fingerprint, and the code of the function's package where that is not ours. The number
+        of workers is left out: no result depends on it.
         """
         models = [content_hash(ModelSpec.model_validate(v)) for v in _specs(job.tree)]
-        if None in models:
+        code = _foreign_code(function.__module__.partition(".")[0])
+        if code is None or None in models:
             return None
         parts = (
             self._fingerprint,
+            code,
             name_of(function),
             packed_hash(_without_workers(job.tree), job.tensors),
             *map(str, models),
@@ -111,19 +116,22 @@ class StageCache:
             RecordError: It is damaged. It is gone then, so that the work can be done again.
         """
         path = self._path(key)
-        if not path.exists():
-            return None
         try:
             tree, tensors, stated = _read(path)
             if packed_hash(tree, tensors) != stated:
                 raise RecordError("its content does not have the hash that it states")
             value = unpack(tree, tensors, set(packages))
-        except (OSError, SafetensorError, RecordError, ValueError, KeyError) as error:
-            path.unlink(missing_ok=True)
+        except FileNotFoundError:
+            return None
+        except (OSError, SafetensorError, RecordError, ValueError, LookupError, TypeError) as error:
+            # Where it cannot be removed, the next result replaces it.
+            with suppress(OSError):
+                path.unlink()
             raise RecordError(f"reading the cached result {path}: {error}.") from None
-        # The time of last use, by which `prune` goes.
-        os.utime(path)
-        return Entry(value, stated)
+        # The time of last use, by which `prune` goes; another run may have pruned it meanwhile.
+        with suppress(OSError):
+            os.utime(path)
+        return Entry(value, tree, stated)
 
     def store(self, key: str, packed: Packed) -> None:
         """Keep a result.
@@ -133,11 +141,15 @@ class StageCache:
         """
         path = self._path(key)
         beside = path.with_name(f".{key}.{secrets.token_hex(4)}.part")
-        metadata = {"tree": tree_text(packed.tree), "sha256": packed.sha256}
         tensors = {str(i): t.contiguous().clone() for i, t in enumerate(packed.tensors)}
+        # As a tensor, because the format has room for 100 MB of metadata.
+        tree = bytearray(tree_text(packed.tree).encode())
+        tensors[_TREE] = torch.frombuffer(tree, dtype=torch.uint8)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, beside, metadata)
+            # Its owner's alone: results hold activations and answers.
+            self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            save_file(tensors, beside, {"sha256": packed.sha256})
             beside.replace(path)
         except (OSError, SafetensorError) as error:
             raise RecordError(f"keeping a result in {path}: {error}.") from error
@@ -146,37 +158,95 @@ class StageCache:
                 beside.unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
-        return self._root / key[:2] / f"{key}.safetensors"
+        return _path(self._root, key)
+
+
+def limit_bytes() -> float:
+    """What finished work may take on disk: `$MECHSAFETY_CACHE_GIB` GiB, 20 where that is not set.
+
+    Raises:
+        ConfigError: It is no number of GiB.
+    """
+    text = os.environ.get(_GIB) or "20"
+    try:
+        gib = float(text)
+    except ValueError:
+        gib = -1.0
+    # So written that NaN is refused too.
+    if not gib >= 0:
+        raise ConfigError(
+            f"reading the environment: {_GIB} is {text!r}. Expected how many GiB finished work "
+            "may take on disk, such as 20 or 0.5; 0 keeps none."
+        )
+    return gib * 2**30
+
+
+def _path(root: Path, key: str) -> Path:
+    return root / key[:2] / f"{key}.safetensors"
+
+
+def forget(keys: Iterable[str], root: Path | None = None) -> None:
+    """Remove entries, such as those that hold answers which are not to be kept."""
+    for key in keys:
+        _path(root or stages_root(), key).unlink(missing_ok=True)
 
 
 def prune(root: Path | None = None) -> int:
     """Remove the entries that were not used for longest until the rest fits; how many went.
 
-    All may take `$MECHSAFETY_CACHE_GIB` GiB, 20 where that is not set.
+    With them goes what killed runs left half-written a day ago or longer.
+
+    Raises:
+        ConfigError: As `limit_bytes`.
     """
-    limit_bytes = float(os.environ.get("MECHSAFETY_CACHE_GIB", "20")) * 2**30
-    entries: list[tuple[float, int, Path]] = []
-    for path in (root or stages_root()).glob("*/*.safetensors"):
-        try:
-            stat = path.stat()
-        except FileNotFoundError:
-            # Another run removed it meanwhile.
-            continue
-        entries.append((stat.st_mtime, stat.st_size, path))
+    root, limit = root or stages_root(), limit_bytes()
+    for path, stat in _files(root, "*/.*.part"):
+        if time.time() - stat.st_mtime > _STALE_SECONDS:
+            with suppress(OSError):
+                path.unlink()
+    entries = [(s.st_mtime, s.st_size, path) for path, s in _files(root, "*/*.safetensors")]
     total, removed = sum(size for _, size, _ in entries), 0
     for _, size, path in sorted(entries):
-        if total <= limit_bytes:
+        if total <= limit:
             break
-        path.unlink(missing_ok=True)
-        total, removed = total - size, removed + 1
+        total -= size
+        # Another run may have removed it first.
+        with suppress(OSError):
+            path.unlink()
+            removed += 1
     return removed
+
+
+def _files(root: Path, pattern: str) -> list[tuple[Path, os.stat_result]]:
+    """Files that are still there when they are looked at: other runs prune too."""
+    found: list[tuple[Path, os.stat_result]] = []
+    for path in root.glob(pattern):
+        with suppress(OSError):
+            found.append((path, path.stat()))
+    return found
 
 
 def _read(path: Path) -> tuple[object, list[Tensor], str]:
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        tensors = [file.get_tensor(str(i)) for i in range(len(list(file.keys())))]
-    return json.loads(metadata["tree"]), tensors, str(metadata["sha256"])
+        stated = str(file.metadata()["sha256"])
+        text = bytes(file.get_tensor(_TREE).numpy())
+        tensors = [file.get_tensor(str(i)) for i in range(len(list(file.keys())) - 1)]
+    return json.loads(text), tensors, stated
+
+
+@lru_cache
+def _foreign_code(package: str) -> str | None:
+    """SHA-256 of a package's own source, which the fingerprint lacks; None where it has no file."""
+    if package == _OURS:
+        return ""
+    module = sys.modules[package]
+    folders = [Path(folder) for folder in getattr(module, "__path__", ())]
+    files = sorted(path for folder in folders for path in folder.rglob("*.py"))
+    if not folders:
+        if getattr(module, "__file__", None) is None:
+            return None
+        files = [Path(str(module.__file__))]
+    return hashlib.sha256("\n".join(map(sha256_of, files)).encode()).hexdigest()
 
 
 def _specs(tree: object) -> list[Mapping[str, Any]]:

@@ -21,6 +21,7 @@ from typing import TypeVar, cast
 
 from mechsafety.core.errors import MechsafetyError, WorkerError
 from mechsafety.core.progress import progress
+from mechsafety.execution.memory import forget_peak, peak_gib
 
 Job = TypeVar("Job")
 Done = TypeVar("Done")
@@ -39,7 +40,17 @@ class _Raised:
 class Workers:
     """A pool that starts with its first job and lasts until `close`, so models load once."""
 
-    def __init__(self, count: int, threads: int) -> None:
+    def __init__(
+        self, count: int, threads: int, seen: Callable[[float], None] = lambda _: None
+    ) -> None:
+        """Plan a pool of `count` processes of `threads` threads.
+
+        Args:
+            count: Processes; 1 works in this one.
+            threads: Of each.
+            seen: Told the peak memory of every job that a worker did, in GiB.
+        """
+        self._seen = seen
         self._count = count
         self._threads = threads
         self._pool: ProcessPoolExecutor | None = None
@@ -77,7 +88,8 @@ class Workers:
         places = {future: place for place, future in enumerate(self._submit(function, jobs))}
         try:
             for future in progress(as_completed(places), what, total=len(jobs)):
-                answer = pickle.loads(future.result())
+                answer, peak = pickle.loads(future.result())
+                self._seen(peak)
                 if isinstance(answer, _Raised):
                     raise _rebuilt(answer, f"{what}, job {places[future] + 1} of {len(jobs)}")
                 yield places[future], cast("Done", answer)
@@ -144,10 +156,11 @@ def _end_with_parent() -> None:
 
 
 def _work(packed: bytes) -> bytes:
-    """Run one job; what it raises comes back as text."""
+    """Run one job; its result, or what it raises as text, and the memory that it took."""
+    forget_peak()
     try:
         function, job = pickle.loads(packed)
-        return pickle.dumps(function(job))
+        return pickle.dumps((function(job), peak_gib()))
     except BaseException as error:
         raised = _Raised(
             module=type(error).__module__,
@@ -155,7 +168,7 @@ def _work(packed: bytes) -> bytes:
             message=str(error),
             traceback=traceback.format_exc(),
         )
-        return pickle.dumps(raised)
+        return pickle.dumps((raised, peak_gib()))
 
 
 class _InWorkerError(Exception):

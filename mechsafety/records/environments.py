@@ -33,8 +33,26 @@ ELSEWHERE: Final[tuple[Kind, ...]] = (
 """Kinds after which equal inputs need not give equal bits. Another model or other prompts are no
 excuse of that sort: they make another run."""
 
+_NUMERIC: Final = (
+    "torch",
+    "transformers",
+    "transformer-lens",
+    "tokenizers",
+    "sentencepiece",
+    "numpy",
+    "scipy",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+    "triton",
+)
 _IDENTITY: Final = ("id", "revision", "adapter", "adapter_revision", "weights", "tokenizer")
 _PRECISION: Final = ("dtype", "quantization")
+
+
+def decides_bits(distribution: str) -> bool:
+    """Whether another version of this distribution may change the last bit of a result."""
+    return distribution in _NUMERIC or distribution.startswith("nvidia-")
 
 
 @dataclass(frozen=True, slots=True)

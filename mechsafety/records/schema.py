@@ -26,6 +26,7 @@ FINDINGS: Final = "findings.json"
 TENSORS: Final = "tensors.safetensors"
 EVENTS: Final = "events.jsonl"
 REPORT: Final = "report.html"
+CITATIONS: Final = "citations.bib"
 LOCK: Final = ".lock"
 DERIVED: Final = "derived"
 PRIVATE: Final = "private"
@@ -105,6 +106,8 @@ class JobDone(FrozenConfig):
     """What the jobs of this call did."""
     sha256: str
     """Of the result, bit for bit."""
+    key: str | None = None
+    """What it is kept under in the stage cache; None where it was not to be kept."""
     cached: bool
     """Whether it had been done before and was taken from the cache."""
 
@@ -117,6 +120,8 @@ class StageTiming(FrozenConfig):
     started: float
     """Seconds after the run was opened."""
     seconds: float
+    peak_gib: float | None = None
+    """Most memory that one process held in it: resident, and on its CUDA devices, in GiB."""
     jobs: tuple[JobDone, ...] = ()
     """What was computed in it that another run can be compared with."""
 
@@ -206,7 +211,7 @@ class Manifest(FrozenConfig):
     provenance: dict[str, Any] = Field(default_factory=dict[str, Any])
     """Hashes of prompts, token ids, weights, tokenizer and template, as the study gives them."""
     sources: dict[str, tuple[str, ...]] = Field(default_factory=dict[str, tuple[str, ...]])
-    """Key in `citations.bib` → modules of the methods used that cite it."""
+    """Key in `citations.bib` → modules of this run that cite it."""
     tolerances: Tolerances = Tolerances()
     """What a replay elsewhere may differ by, as the study states it."""
     tables: tuple[TableEntry, ...] = ()

@@ -28,6 +28,7 @@ from mechsafety.records.metrics_table import entries_of, to_parquet
 from mechsafety.records.reading import Run, open_run
 from mechsafety.records.resuming import UNWRITTEN, mend_events, session_of
 from mechsafety.records.schema import (
+    CITATIONS,
     CONFIG,
     DERIVED,
     EVENTS,
@@ -251,6 +252,11 @@ class RunWriter:
         path = self.folder / REPORT
         land(path, html.encode())
         return path
+
+    def write_citations(self, bibtex: str) -> None:
+        """Put the BibTeX entries of the methods used into the folder."""
+        self._check_open("citations")
+        land(self.folder / CITATIONS, bibtex.encode())
 
     def close(
         self,

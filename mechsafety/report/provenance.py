@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from mechsafety.records.schema import Manifest
+from mechsafety.records.schema import Manifest, StageTiming
 from mechsafety.report.numbers import label
 
 
@@ -27,6 +27,10 @@ class StageBar:
     """Start, in percent of the time line."""
     width: float
     """Length, in percent."""
+    memory: str
+    """Most that one process held, such as `0.62 GiB`; empty in older records."""
+    jobs: str
+    """Such as `6 jobs, 2 done before`."""
 
 
 def sections(manifest: Manifest) -> list[Section]:
@@ -41,6 +45,8 @@ def sections(manifest: Manifest) -> list[Section]:
         "duration": None if manifest.seconds is None else f"{manifest.seconds:.1f} s",
         "command line": shlex.join(manifest.command_line),
         "experiment": manifest.experiment,
+        "replay of": None if manifest.replay_of is None else manifest.replay_of.run,
+        "resumed": f"{len(manifest.sessions)} times" if manifest.sessions else None,
     }
     code = {
         "git commit": git.commit or git.note or "unknown",
@@ -103,17 +109,33 @@ def stage_bars(manifest: Manifest) -> list[StageBar]:
     stages = sorted(manifest.stages, key=lambda stage: stage.started)
     end = max((stage.started + stage.seconds for stage in stages), default=0.0) or 1.0
     return [
-        StageBar(s.name, s.seconds, 100 * s.started / end, 100 * s.seconds / end) for s in stages
+        StageBar(
+            name=stage.name,
+            seconds=stage.seconds,
+            left=100 * stage.started / end,
+            width=100 * stage.seconds / end,
+            memory="" if stage.peak_gib is None else f"{stage.peak_gib:.2f} GiB",
+            jobs=_jobs(stage),
+        )
+        for stage in stages
     ]
 
 
+def _jobs(stage: StageTiming) -> str:
+    if not stage.jobs:
+        return ""
+    cached = sum(job.cached for job in stage.jobs)
+    counted = f"{len(stage.jobs)} job{'s' if len(stage.jobs) > 1 else ''}"
+    return f"{counted}, {cached} done before" if cached else counted
+
+
 def commands(manifest: Manifest) -> list[str]:
-    """The commands that repeat the run from its folder."""
+    """The commands that run it again, and say whether it is the same."""
     git = manifest.environment.git
     lines = [f"git checkout {git.commit}"] if git.commit else []
     if git.dirty:
         lines.append("# uncommitted changes: apply environment.git.diff of manifest.json")
-    return [*lines, "make install", f"mechsafety run {shlex.quote(manifest.run)}/config.yaml"]
+    return [*lines, "make install", f"mechsafety replay {shlex.quote(manifest.run)}"]
 
 
 def differences(manifests: list[Manifest]) -> list[tuple[str, list[str]]]:

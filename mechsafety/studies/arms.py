@@ -14,7 +14,7 @@ from mechsafety.core.config import FrozenConfig, Runtime
 from mechsafety.core.positions import Position
 from mechsafety.core.sites import ModelDims, ResidualSite
 from mechsafety.data.chat_template import ChatFormat
-from mechsafety.data.prompts import PromptPairs, PromptSet
+from mechsafety.data.prompts import PromptPairs, PromptSet, prompt_id
 from mechsafety.effects.answers import Answers, answer
 from mechsafety.effects.refusal_tokens import refusal_tokens_of
 from mechsafety.judges.phrases import PhraseJudge
@@ -260,7 +260,8 @@ def completion_lines(
         yield {
             **at,
             "prompt": prompt.id,
-            "cluster": cluster,
+            # Without groups in the file a prompt's cluster is its own text.
+            "cluster": prompt_id(cluster),
             "verdict": verdict,
             "max_new_tokens": answers.max_new_tokens,
             "thinking_open": answers.thinking_open,

@@ -10,7 +10,6 @@ from mechsafety.execution.environment import (
     code_hash,
     environment,
     git_state,
-    sources_in_use,
 )
 
 
@@ -82,12 +81,7 @@ def test_the_environment_names_what_decides_the_bits(monkeypatch: pytest.MonkeyP
     assert found.packages["torch"].startswith(torch.__version__.split("+")[0])
     assert found.threads["torch"] == torch.get_num_threads()
     assert found.hardware["cores"]
-    text = found.model_dump_json()
+    # The diff of a dirty tree may hold this very file.
+    text = found.model_dump_json(exclude={"git"})
     assert "hf_secret_token" not in text
     assert "secret-key" not in text
-
-
-def test_sources_are_read_from_the_modules_in_use() -> None:
-    import mechsafety.directions.difference_in_means  # noqa: F401
-
-    assert "mechsafety.directions.difference_in_means" in sources_in_use()["2406.11717"]

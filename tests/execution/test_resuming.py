@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import pytest
 
 import mechsafety.records.landing as landing
 from mechsafety.core.errors import RecordError
+from mechsafety.execution.purging import purge
 from mechsafety.execution.runner import How, execute, plan_experiment, plan_of
 from mechsafety.records import appearing
 from mechsafety.records.compare import compare
@@ -214,3 +216,30 @@ def test_a_folder_appears_together_with_its_manifest(
     assert (writer.folder / "manifest.json").exists()
     writer.write_result(result())
     writer.close("completed")
+
+
+def test_answers_that_are_not_to_be_kept_do_not_stay_in_the_cache(
+    small: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = tmp_path / "stages"
+    monkeypatch.setenv("MECHSAFETY_STAGES", str(stages))
+
+    def answers() -> list[Path]:
+        return [path for path in stages.rglob("*") if b"sorry , i can not" in _bytes(path)]
+
+    kept = execute(plan_experiment(LOCALITY, [*small, "completions=local"]), tmp_path / "kept")
+    assert answers()  # of a model that mechsafety was told nothing about
+    assert stat.S_IMODE(stages.stat().st_mode) == 0o700
+    n_results = len(list(stages.rglob("*.safetensors")))
+    purge(open_run(kept.folder))
+    assert answers() == []
+    assert verify(open_run(kept.folder)).intact
+
+    execute(plan_experiment(LOCALITY, small), tmp_path / "not kept")
+    assert answers() == []
+    # What holds none stays for the next run.
+    assert 0 < len(list(stages.rglob("*.safetensors"))) < n_results
+
+
+def _bytes(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""

@@ -14,6 +14,7 @@ from mechsafety.records.schema import (
     Environment,
     FileEntry,
     Git,
+    JobDone,
     Manifest,
     ModelUsed,
     StageTiming,
@@ -442,7 +443,16 @@ def manifest(tables: tuple[Table, ...], **changes: Any) -> Manifest:
         figures=FIGURES,
         notes=(NOTE,),
         stages=tuple(
-            StageTiming(name=name, started=3.0 + 24 * i, seconds=21.0 + (i % 3))
+            StageTiming(
+                name=name,
+                started=3.0 + 24 * i,
+                seconds=21.0 + (i % 3),
+                peak_gib=0.5 + i,
+                jobs=tuple(
+                    JobDone(what=name, sha256="55" * 32, cached=job == 1)
+                    for job in range(max(0, 2 - i))
+                ),
+            )
             for i, name in enumerate(names)
         ),
         files={"metrics.parquet": FileEntry(sha256="77" * 32, bytes=123456)},

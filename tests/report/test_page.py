@@ -82,7 +82,7 @@ def test_the_page_leads_with_the_answer_and_then_the_other_parts(elements: _Elem
         "null range, labels permuted across pairs",
         "In all rows: n 240.",
         "git commit",
-        "mechsafety run 20260301T101500Z-3fa91c77/config.yaml",
+        "mechsafety replay 20260301T101500Z-3fa91c77",
     )
     places = [text.index(part) for part in parts]
     assert places == sorted(places)

@@ -26,17 +26,19 @@ def test_stages_lie_on_one_line_of_time() -> None:
     assert bars[0].left > 0
     assert [bar.left for bar in bars] == sorted(bar.left for bar in bars)
     assert max(bar.left + bar.width for bar in bars) == 100
+    assert bars[0].memory == "0.50 GiB"
+    assert [bar.jobs for bar in bars[:3]] == ["2 jobs, 1 done before", "1 job", ""]
 
 
-def test_the_commands_name_the_commit_the_changes_and_the_config() -> None:
+def test_the_commands_name_the_commit_the_changes_and_the_run() -> None:
     assert commands(MANIFEST) == [
         f"git checkout {MANIFEST.environment.git.commit}",
         "# uncommitted changes: apply environment.git.diff of manifest.json",
         "make install",
-        "mechsafety run 20260301T101500Z-3fa91c77/config.yaml",
+        "mechsafety replay 20260301T101500Z-3fa91c77",
     ]
     strange = MANIFEST.model_copy(update={"run": "a; rm -r b"})
-    assert commands(strange)[-1] == "mechsafety run 'a; rm -r b'/config.yaml"
+    assert commands(strange)[-1] == "mechsafety replay 'a; rm -r b'"
 
 
 def test_only_settings_that_differ_are_compared() -> None:
