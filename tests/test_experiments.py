@@ -44,7 +44,9 @@ def test_claims_about_one_model_replace_the_others_and_are_checked_in_every_run(
     assert "lat_concentrates_at_attack" not in of_model
     slip = "findings_for_model=[{id: x, claim: X., scope: checkpoint, margn: 1}]"
     for overrides in ([slip], [slip, "model=org/name"]):
-        with pytest.raises(ConfigError, match=r"findings_for_model\.0\.margn'\. Did you mean 'marg"):
+        with pytest.raises(
+            ConfigError, match=r"findings_for_model\.0\.margn'\. Did you mean 'marg"
+        ):
             plan_experiment(path, overrides)
 
 

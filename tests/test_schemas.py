@@ -178,6 +178,15 @@ def test_short_forms_that_run_are_not_underlined(
     assert not [error.message for error in checked.iter_errors(read_yaml(path))]
 
 
+FINDING = {
+    "id": "x",
+    "claim": "X.",
+    "scope": "checkpoint",
+    "margin": 0.1,
+    "cell": {"test": "window"},
+}
+
+
 @pytest.mark.parametrize(
     ("study", "wrong"),
     [
@@ -192,6 +201,9 @@ def test_short_forms_that_run_are_not_underlined(
         ("locality", {"model": ""}),
         ("locality", {"selection": {"filters": {"induce_threshold": "low"}}}),
         ("locality", {"refusal_tokens": [-1]}),
+        ("locality", {"findings": [{**FINDING, "id": "../../x"}]}),
+        ("locality", {"findings": [{**FINDING, "margin": -0.1}]}),
+        ("locality", {"findings": [{**FINDING, "cell": {"test": "window", "max_length": 7}}]}),
     ],
 )
 def test_what_the_schema_can_say_is_wrong_is_refused_by_both(

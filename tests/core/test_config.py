@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import time
+import tracemalloc
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -288,6 +290,38 @@ def test_what_is_no_experiment_is_refused_with_its_line(
     with pytest.raises(ConfigError, match=f"(?s){message}") as caught:
         read_yaml(path)
     assert str(path) in str(caught.value)
+
+
+LAUGHS = "\n".join(
+    ["study: example", "a0: &a0 [ha, ha, ha, ha, ha, ha, ha, ha, ha, ha]"]
+    + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LAUGHS, "line 3: YAML aliases"),
+        ("study: example\nall: &all {seed: 1}\nruntime:\n  <<: *all\n", "line 4: YAML aliases"),
+        ("study: example\nruntime:\n  <<: {seed: 1}\n", "line 3: merge keys"),
+        ("study: example\na: " + "[" * 10_000 + "]" * 10_000, "line 2: .*levels of nesting"),
+        ("study: example\na: " + "[" * 10_000, "line 2: .*levels of nesting"),
+        ("study: example\na: [" + "x, " * 60_000 + "x]", "line 2: .*keys and values"),
+    ],
+    ids=["laughs", "merge", "inline merge", "deep", "deep and open", "wide"],
+)
+def test_a_file_that_expands_is_refused_in_little_time_and_memory(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    path = _write(tmp_path, text)
+    tracemalloc.start()
+    started = time.process_time()
+    with pytest.raises(ConfigError, match=message):
+        read_yaml(path)
+    seconds, peak = time.process_time() - started, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert seconds < 4
+    assert peak < 30_000_000  # the laughs alone would be gigabytes
 
 
 def test_large_missing_and_unreadable_files_are_refused(tmp_path: Path) -> None:
