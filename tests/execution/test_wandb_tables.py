@@ -39,6 +39,9 @@ def test_no_two_rows_have_one_name_whatever_their_words_are(tmp_path: Any) -> No
     assert len(set(plain)) < len(rows)  # written as they are, they would coincide
     found = scalars(frame(tmp_path, table("t", *rows)))
     assert list(found.values()) == [float(number) for number in range(len(rows))]
+    assert found["t/m/a=x%2Fb=y"] == 0.0
+    assert found["t/m/a=x%252Fb=y"] == 2.0
+    assert found["t/m/a=x/b=y"] == 11.0
     assert found["t/m/a=the"] == 3.0
     assert found["t/m/a=the/#2"] == 4.0
     assert found["t/m/a=the/#3"] == 10.0
