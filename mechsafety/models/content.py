@@ -3,12 +3,16 @@
 """What a model's files hold, known before it is opened."""
 
 import hashlib
+import json
 from pathlib import Path
+from typing import Final
 
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 
 from mechsafety.models.spec import ModelSpec
 
+_WEIGHTS: Final = (".safetensors", ".bin")
 _known: dict[Path, tuple[tuple[tuple[str, int, int], ...], str]] = {}
 
 
@@ -18,28 +22,46 @@ def content_hash(spec: ModelSpec) -> str | None:
     A hub model is looked up at its revision in the local cache of the Hub's client. Remembered
     while no file of the folder changes size or time.
     """
-    parts = [_folder_hash(folder) for folder in _folders(spec) if folder is not None]
-    if len(parts) != len(_folders(spec)):
-        return None
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _folders(spec: ModelSpec) -> list[Path | None]:
-    found = [_folder(spec.id, spec.revision, "config.json")]
+    asked = [(spec.id, spec.revision, "config.json")]
     if spec.adapter is not None:
-        found.append(_folder(spec.adapter, spec.adapter_revision, "adapter_config.json"))
-    return found
-
-
-def _folder(name: str, revision: str | None, file: str) -> Path | None:
-    local = Path(name).expanduser()
-    if local.is_dir():
-        return local
-    # The client refuses names that no hub id can have, such as a path that is not there.
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        asked.append((spec.adapter, spec.adapter_revision, "adapter_config.json"))
+    digest = hashlib.sha256()
+    try:
+        for name, revision, file in asked:
+            local = Path(name).expanduser()
+            folder = local if local.is_dir() else _snapshot(name, revision, file)
+            if folder is None:
+                return None
+            # The commit of a hub model too: of the files that are asked for, some may come later.
+            commit = "" if folder is local else folder.name
+            digest.update(f"{commit}\n{_folder_hash(folder)}\n".encode())
+    except (OSError, ValueError, LookupError, TypeError):
+        # A file went, is damaged, or not for us to read: opening the model says so.
         return None
-    cached = try_to_load_from_cache(name, file, revision=revision)
-    return Path(cached).parent if isinstance(cached, str) else None
+    return digest.hexdigest()
+
+
+def _snapshot(name: str, revision: str | None, file: str) -> Path | None:
+    """Where the Hub's client keeps the files of this revision, if the weights are among them."""
+    try:
+        cached = try_to_load_from_cache(name, file, revision=revision)
+    except HFValidationError:
+        # Such as a path that is not there.
+        return None
+    if not isinstance(cached, str):
+        return None
+    folder = Path(cached).parent
+    return folder if _has_weights(folder) else None
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether there are weights, and of sharded ones every shard that one index names."""
+    found = {path.name for path in folder.iterdir() if path.is_file()}
+    indices = [name for name in found if name.endswith(".index.json")]
+    if not indices:
+        return any(name.endswith(_WEIGHTS) for name in found)
+    read = (json.loads((folder / name).read_text(encoding="utf-8")) for name in indices)
+    return any(found.issuperset(dict(index["weight_map"]).values()) for index in read)
 
 
 def _folder_hash(folder: Path) -> str:
