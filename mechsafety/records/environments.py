@@ -102,7 +102,7 @@ def _facts(manifest: Manifest) -> dict[Kind, dict[str, Any]]:
         "determinism": dict(environment.determinism),
         "other": {
             "platform": environment.platform,
-            **environment.variables,
+            **{k: v for k, v in environment.variables.items() if k not in environment.threads},
             **{k: v for k, v in hardware.items() if k in ("cores", "memory_gib")},
         },
     }
