@@ -374,8 +374,10 @@ def wandb_sync(
     from mechsafety.execution.wandb_mirror import sync
 
     done = sync(run_folder, mode)
+    if done.warning:
+        print(f"warning: {done.warning}", file=sys.stderr)
     if as_json:
-        _emit({"mirror": done.folder, "mode": done.mode})
+        _emit({"mirror": done.folder, "mode": done.mode, "warning": done.warning})
     else:
         print(done.folder)
     return DONE

@@ -214,6 +214,7 @@ class _Fresh:
         """Replace an earlier mirror; where the new one lies."""
         if written != self.part:
             return written / "wandb"
+        self._hold_what_links_name()
         place = self.into / "wandb"
         if place.exists():
             place.rename(self.into / f".{self.token}.old")
@@ -222,6 +223,17 @@ class _Fresh:
             if data != self.data:
                 shutil.rmtree(data)
         return place
+
+    def _hold_what_links_name(self) -> None:
+        """Put files in the place of links to the cache, which goes; a link to nothing goes too."""
+        cache = (self.part / "cache").resolve()
+        for link in [p for p in (self.part / "wandb").rglob("*") if p.is_symlink()]:
+            target = link.resolve()
+            if target.exists() and not target.is_relative_to(cache):
+                continue
+            link.unlink()
+            if target.is_file():
+                shutil.copyfile(target, link)
 
     def clear(self, failed: bool) -> None:
         """Remove what is no part of a whole mirror, whoever left it there.

@@ -106,6 +106,9 @@ def test_the_offline_mirror_holds_every_number_of_the_record(
     assert verify(run).intact
 
     placed = run.folder / "derived" / "wandb" / "wandb"
+    links = [path for path in placed.rglob("*") if path.is_symlink()]
+    assert links  # such as to the latest run
+    assert [link for link in links if not link.exists()] == []
     records = read_back(placed, home)
     (about,) = records["run"]
     assert (about["project"], about["run_group"], about["job_type"]) == (
