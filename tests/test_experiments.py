@@ -42,12 +42,16 @@ def test_claims_about_one_model_replace_the_others_and_are_checked_in_every_run(
     assert "lat_concentrates_at_attack" in of_arms
     assert "concentration_is_specific_to_harm" in of_model
     assert "lat_concentrates_at_attack" not in of_model
-    slip = "findings_for_model=[{id: x, claim: X., scope: checkpoint, margn: 1}]"
-    for overrides in ([slip], [slip, "model=org/name"]):
-        with pytest.raises(
-            ConfigError, match=r"findings_for_model\.0\.margn'\. Did you mean 'marg"
-        ):
-            plan_experiment(path, overrides)
+    for wrong, message in (
+        ("margn: 1", r"findings_for_model\.0\.margn'\. Did you mean 'margin'"),
+        ("margin: yes", r"findings_for_model\.0\.margin': expected a number"),
+        ("margin: 1, cell: {test: concentration, arm: a, versus: b, layer: yes}", "cell.*layer"),
+    ):
+        cell = "" if "cell" in wrong else ", cell: {test: concentration, arm: a, versus: b}"
+        slip = f"findings_for_model=[{{id: x, claim: X., scope: checkpoint, {wrong}{cell}}}]"
+        for overrides in ([slip], [slip, "model=org/name"]):
+            with pytest.raises(ConfigError, match=message):
+                plan_experiment(path, overrides)
 
 
 def test_the_demo_trains_what_its_experiments_ask_and_nothing_else() -> None:

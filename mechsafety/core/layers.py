@@ -3,7 +3,7 @@
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, WithJsonSchema
+from pydantic import AfterValidator, StrictInt, WithJsonSchema
 
 from mechsafety.core.errors import ConfigError, SiteError
 
@@ -19,7 +19,7 @@ def _checked(rule: str | int) -> str | int:
 
 
 LayerRule = Annotated[
-    str | int,
+    str | StrictInt,
     AfterValidator(_checked),
     WithJsonSchema(
         {

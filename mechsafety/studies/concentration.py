@@ -14,6 +14,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
 from mechsafety.core.config import Name, StudyConfig
+from mechsafety.core.config_faults import truths_read_as_numbers
 from mechsafety.core.context import Context
 from mechsafety.core.errors import ModelError
 from mechsafety.core.layers import LayerRule, resolve_layer
@@ -112,9 +113,11 @@ class Config(StudyConfig):
         config = validate(raw)
         if not isinstance(raw, Mapping) or not config.findings_for_model:
             return config
+        given = dict(cast("Mapping[str, Any]", raw))
+        if faults := truths_read_as_numbers(config, given):
+            raise ValueError(faults[0])
         # Only the claims that this run tests stay in the config, because all that stand there are
         # recorded as declared.
-        given = dict(cast("Mapping[str, Any]", raw))
         of_model = given.pop("findings_for_model")
         return validate({**given, "findings": of_model} if config.model else given)
 
