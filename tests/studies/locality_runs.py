@@ -22,6 +22,7 @@ from mechsafety.studies import arms, locality
 from mechsafety.studies.locating.frame import Frame
 from mechsafety.studies.locating.measured import Causal, Measured, Winner
 from tests.models.families import GROUPED, tiny
+from tests.studies.counting import Work
 from tests.studies.test_concentration import InlineContext
 
 YAML = Path(__file__).parents[2] / "experiments" / "locality.yaml"
@@ -86,6 +87,8 @@ class Ran:
     measured: Measured
     kept: Mapping[str, list[Mapping[str, Any]]]
     """Completions that a run could keep."""
+    work: Mapping[str, Work]
+    """What it made models do, by what the jobs did."""
     opened: list[Model] = field(default_factory=list[Model])
     """Models that were opened in this process, in order."""
 
@@ -146,7 +149,7 @@ def ran(config: locality.Config, folders: Mapping[str, Path], tmp: Path) -> Ran:
         context = InlineContext(tmp, {name: str(folder) for name, folder in folders.items()})
         result = locality.run(config, context)
     studied = kept["frame"], kept["separated"], kept["measured"]
-    return Ran(config, result, *studied, context.kept, opened)
+    return Ran(config, result, *studied, context.kept, context.work, opened)
 
 
 def numbers(result: Result) -> list[tuple[object, ...]]:

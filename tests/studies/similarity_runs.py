@@ -14,6 +14,7 @@ from mechsafety.core.config import apply_overrides, parse_config, read_yaml
 from mechsafety.core.result import Finding, Result, Row, Table
 from mechsafety.linalg.typed import linalg
 from mechsafety.studies import similarity
+from tests.studies.counting import Work
 from tests.studies.test_concentration import InlineContext
 
 YAML = Path(__file__).parents[2] / "experiments" / "similarity.yaml"
@@ -69,6 +70,8 @@ class Ran:
     config: similarity.Config
     result: Result
     kept: Mapping[str, list[Mapping[str, Any]]]
+    work: Mapping[str, Work]
+    """What it made models do, by what the jobs did."""
 
     def rows(self, table: str, metric: str, **where: object) -> list[Row]:
         (found,) = [one for one in self.result.tables if one.name == table]
@@ -92,7 +95,7 @@ class Ran:
 def ran(config: similarity.Config, folders: Mapping[str, Path], tmp: Path) -> Ran:
     """Run the study."""
     context = InlineContext(tmp, {name: str(folder) for name, folder in folders.items()})
-    return Ran(config, similarity.run(config, context), context.kept)
+    return Ran(config, similarity.run(config, context), context.kept, context.work)
 
 
 def rotated(organism: Path, folder: Path, width: int, seed: int) -> Path:

@@ -17,6 +17,7 @@ from mechsafety.core.seeding import named_generator
 from mechsafety.records.checking import check_findings, check_tables
 from mechsafety.records.schema import declared_findings
 from mechsafety.studies.concentration import Config, run
+from tests.studies.counting import Work, counted, grown, held
 from tests.studies.tolerated import without_tolerance
 
 YAML = Path(__file__).parents[2] / "experiments" / "concentration.yaml"
@@ -46,6 +47,8 @@ class InlineContext:
         self.kept: dict[str, list[Mapping[str, Any]]] = {}
         self.token_ids: dict[str, list[Mapping[str, Any]]] = {}
         self.inputs: dict[str, dict[str, str]] = {}
+        self.work: dict[str, Work] = {}
+        """By what the jobs did."""
 
     def generator(self, *names: str | int) -> torch.Generator:
         return named_generator(0, *names)
@@ -59,7 +62,11 @@ class InlineContext:
         pass
 
     def map(self, function: Callable[[Any], Any], jobs: Sequence[Any], what: str) -> list[Any]:
-        return [function(job) for job in jobs]
+        work = self.work.setdefault(what, Work())
+        with counted(work):
+            results = [function(job) for job in jobs]
+        work.bytes += sum(held(one) for one in results)
+        return results
 
     def progress(self, items: Iterable[Any], what: str) -> Iterable[Any]:
         return items
@@ -82,10 +89,15 @@ def configured(*overrides: str) -> Config:
 
 
 @pytest.fixture(scope="module")
-def result(organism_small: Callable[[str], Path], tmp_path_factory: Any) -> Result:
-    arms = "arms={ssft: {model: ssft}, lat: {model: lat, attacked_layer: 1}}"
+def context(organism_small: Callable[[str], Path], tmp_path_factory: Any) -> InlineContext:
     folders = {name: str(organism_small(name)) for name in ("ssft", "lat")}
-    return run(configured(arms), InlineContext(tmp_path_factory.mktemp("run"), folders))
+    return InlineContext(tmp_path_factory.mktemp("run"), folders)
+
+
+@pytest.fixture(scope="module")
+def result(context: InlineContext) -> Result:
+    arms = "arms={ssft: {model: ssft}, lat: {model: lat, attacked_layer: 1}}"
+    return run(configured(arms), context)
 
 
 def rows(table: Table, metric: str, **where: object) -> list[Any]:
@@ -99,6 +111,19 @@ def rows(table: Table, metric: str, **where: object) -> list[Any]:
 
 def table(result: Result, name: str) -> Table:
     return next(t for t in result.tables if t.name == name)
+
+
+def test_the_study_does_no_more_work_than_it_did(context: InlineContext, result: Result) -> None:
+    assert result.findings is not None
+    assert not grown(
+        context.work,
+        {
+            "reading arms": Work(passes=570, tokens=58_420, bytes=1_966_080),
+            "spectra": Work(bytes=227_328),
+            "self-test": Work(),
+            "ablating": Work(passes=5_124, tokens=173_496, bytes=15_872),
+        },
+    )
 
 
 def test_every_metric_says_what_a_replay_elsewhere_may_differ_by(result: Result) -> None:

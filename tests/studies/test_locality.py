@@ -17,6 +17,7 @@ from mechsafety.studies import arms, locality
 from mechsafety.studies.locating.causing import causes
 from mechsafety.studies.locating.findings import finding
 from mechsafety.studies.locating.separating import read_models
+from tests.studies.counting import Work, grown
 from tests.studies.locality_runs import (
     ALL_TABLES,
     N_HARMFUL,
@@ -32,6 +33,13 @@ from tests.studies.tolerated import without_tolerance
 CAUSAL = ("ssft", "from_files", "gemma2", "neox", "one_block")
 SEPARATION = ("separation_appears_by_mid_depth", "separation_exceeds_words")
 N_LAYERS = 4
+WORK = {
+    "reading": Work(passes=574, tokens=30_380, bytes=1_866_240),
+    "separating": Work(bytes=196_736),
+    "scoring": Work(passes=48, tokens=5_272, bytes=768),
+    "mapping": Work(passes=284, tokens=75_604, bytes=20_064),
+    "localizing": Work(passes=2_116, tokens=170_579, bytes=28_932),
+}
 
 
 @pytest.fixture(params=[*CAUSAL, "compliant"])
@@ -50,6 +58,10 @@ def other_family(request: pytest.FixtureRequest) -> Ran:
 
 
 # --- what every run must be ----------------------------------------------------------------------
+
+
+def test_the_study_does_no_more_work_than_it_did(ssft: Ran) -> None:
+    assert not grown(ssft.work, WORK)
 
 
 def test_every_metric_says_what_a_replay_elsewhere_may_differ_by(ssft: Ran) -> None:

@@ -13,10 +13,21 @@ from mechsafety.records.schema import declared_findings
 from mechsafety.report.figures import drawing
 from mechsafety.studies.arms import ORGANISM_NOTE
 from mechsafety.studies.similarity import _notes
+from tests.studies.counting import Work, grown
 from tests.studies.similarity_runs import Ran, configured
 from tests.studies.tolerated import without_tolerance
 
 LAYER = 3
+WORK = {
+    "reading models": Work(passes=1_013, tokens=79_362, bytes=1_236_480),
+    "comparing": Work(bytes=1_385_144),
+    "fitting maps": Work(bytes=2_396_480),
+    "trying directions in other models": Work(passes=1_348, tokens=61_148, bytes=8_632),
+}
+
+
+def test_the_study_does_no_more_work_than_it_did(turned: Ran) -> None:
+    assert not grown(turned.work, WORK)
 
 
 def test_every_metric_says_what_a_replay_elsewhere_may_differ_by(turned: Ran) -> None:
