@@ -9,6 +9,7 @@ An entry is one file that appears by rename: two runs never see half of one anot
 import hashlib
 import json
 import os
+import re
 import secrets
 import sys
 import time
@@ -20,8 +21,8 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from mechsafety.core.errors import ConfigError, RecordError
@@ -44,6 +45,7 @@ from mechsafety.records.schema import Environment
 _RUNTIME: Final = "mechsafety.core.config:Runtime"
 _OURS: Final = "mechsafety"
 _TREE: Final = "tree"
+_KEY: Final = re.compile(r"[0-9a-f]{64}")
 _GIB: Final = "MECHSAFETY_CACHE_GIB"
 _STALE_SECONDS: Final = 24 * 60 * 60
 
@@ -185,10 +187,22 @@ def _path(root: Path, key: str) -> Path:
     return root / key[:2] / f"{key}.safetensors"
 
 
-def forget(keys: Iterable[str], root: Path | None = None) -> None:
-    """Remove entries, such as those that hold answers which are not to be kept."""
+def forget(keys: Iterable[object], root: Path | None = None) -> None:
+    """Remove entries, such as those that hold answers which are not to be kept.
+
+    What is no key is passed over: records name keys, and one from elsewhere may name any file.
+
+    Raises:
+        RecordError: One cannot be removed.
+    """
     for key in keys:
-        _path(root or stages_root(), key).unlink(missing_ok=True)
+        if not isinstance(key, str) or not _KEY.fullmatch(key):
+            continue
+        path = _path(root or stages_root(), key)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise RecordError(f"removing the cached result {path}: {error}.") from None
 
 
 def prune(root: Path | None = None) -> int:
@@ -227,11 +241,13 @@ def _files(root: Path, pattern: str) -> list[tuple[Path, os.stat_result]]:
 
 
 def _read(path: Path) -> tuple[object, list[Tensor], str]:
-    with safe_open(path, framework="pt") as file:
-        stated = str(file.metadata()["sha256"])
-        text = bytes(file.get_tensor(_TREE).numpy())
-        tensors = [file.get_tensor(str(i)) for i in range(len(list(file.keys())) - 1)]
-    return json.loads(text), tensors, stated
+    # Opened once: safetensors' own reader opens a file twice, and another run's may come between.
+    content = path.read_bytes()
+    found = load(content)
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    text = bytes(cast("Any", found.pop(_TREE).numpy()))
+    tensors = [found[str(i)] for i in range(len(found))]
+    return json.loads(text), tensors, header["__metadata__"]["sha256"]
 
 
 @lru_cache
