@@ -80,7 +80,7 @@ def environment_differences(before: Manifest, now: Manifest) -> tuple[Environmen
 
 
 def _facts(manifest: Manifest) -> dict[Kind, dict[str, Any]]:
-    environment, runtime = manifest.environment, manifest.config.get("runtime", {})
+    environment, runtime = manifest.environment, _nested(manifest.config, "runtime")
     packages = dict(environment.packages)
     hardware = environment.hardware
     models = _nested(manifest.provenance, "models")
@@ -97,25 +97,31 @@ def _facts(manifest: Manifest) -> dict[Kind, dict[str, Any]]:
         "model revision": _of_models(models, (*_IDENTITY, "template", "architecture")),
         "prompts": _flat(_nested(manifest.provenance, "prompts"))
         | _flat(_nested(manifest.provenance, "token_ids")),
-        "code": {"sha256": environment.code_sha256, "commit": environment.git.commit},
-        "other versions": {"python": environment.python, **packages},
+        # Not the commit: where only pages changed, the code is the same, bit for bit.
+        "code": {"sha256": environment.code_sha256},
+        "other versions": {
+            "python": environment.python,
+            **{name: version for name, version in packages.items() if decides_bits(name)},
+        },
         "determinism": dict(environment.determinism),
         "other": {
+            "git commit": environment.git.commit,
             "platform": environment.platform,
             **{k: v for k, v in environment.variables.items() if k not in environment.threads},
             **{k: v for k, v in hardware.items() if k in ("cores", "memory_gib")},
+            **{name: version for name, version in packages.items() if not decides_bits(name)},
         },
     }
 
 
-def _nested(provenance: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = provenance.get(name)
+def _nested(value: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = value.get(name)
     return cast("Mapping[str, Any]", found) if isinstance(found, Mapping) else {}
 
 
 def _of_models(models: Mapping[str, Any], fields: tuple[str, ...]) -> dict[str, Any]:
     return {
-        f"{name}/{field}": about.get(field) for name, about in models.items() for field in fields
+        f"{name}/{field}": _nested(models, name).get(field) for name in models for field in fields
     }
 
 

@@ -1,10 +1,16 @@
 """Results and environments made up for tests of the record."""
 
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
 import torch
 
 from mechsafety.core.config import StudyConfig
 from mechsafety.core.result import DeclaredFinding, Figure, Finding, Result, Table
-from mechsafety.records.schema import Environment, Git
+from mechsafety.records.reading import Run, open_run
+from mechsafety.records.schema import Environment, Git, JobDone, StageTiming
+from mechsafety.records.store import RunWriter
 
 ENVIRONMENT = Environment(
     python="3.11",
@@ -79,3 +85,45 @@ def result(**changes: object) -> Result:
         "provenance": {"prompts": {"made": "2" * 64}},
     }
     return Result(**{**parts, **changes})  # type: ignore[arg-type]
+
+
+def stage(name: str, *hashes: str, what: str = "squares") -> StageTiming:
+    """A stage whose jobs gave these results."""
+    jobs = tuple(JobDone(what=what, sha256=one, cached=False) for one in hashes)
+    return StageTiming(name=name, started=0.0, seconds=0.1, jobs=jobs)
+
+
+def answer_line(prompt: str, **changes: object) -> dict[str, object]:
+    """An answer as studies keep it."""
+    line: dict[str, object] = {
+        "arm": "lat",
+        "prompts": "harmful",
+        "prompt": prompt,
+        "cluster": "curse",
+        "verdict": "refused",
+        "max_new_tokens": 12,
+        "thinking_open": False,
+        "ids": [5, 7, 9],
+        "text": "sorry , i can not help with curses .",
+    }
+    return {**line, **changes}
+
+
+def recorded(
+    out: Path,
+    found: Result | None = None,
+    *,
+    environment: Environment = ENVIRONMENT,
+    stages: Sequence[StageTiming] = (),
+    private: Mapping[str, Sequence[Mapping[str, object]]] | None = None,
+    **settings: object,
+) -> Run:
+    """A completed record, opened; `private` as file → lines."""
+    writer = RunWriter.create(out, config(**settings), environment, ["mechsafety"])
+    writer.write_result(result() if found is None else found)
+    writer.note_use(seeds={}, models={}, stages=stages, sources={})
+    for name, lines in (private or {}).items():
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        writer.write_private(name, text.encode())
+    writer.close("completed")
+    return open_run(writer.folder)
