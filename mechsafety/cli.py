@@ -285,13 +285,13 @@ def report(
     """Render the page of one or several runs again; the sealed page stays as it is."""
     from mechsafety.records.landing import land
     from mechsafety.records.reading import open_run
-    from mechsafety.records.schema import DERIVED, REPORT
+    from mechsafety.records.schema import DERIVED, REPORT, own_folder
     from mechsafety.report.page import from_run, render
 
     opened = [open_run(folder) for folder in run_folders]
     path = output
     if path is None:
-        path = opened[0].folder / DERIVED / REPORT
+        path = own_folder(opened[0].folder, DERIVED) / REPORT
         path.parent.mkdir(exist_ok=True)
     land(path, render([from_run(one) for one in opened]).encode())
     if as_json:

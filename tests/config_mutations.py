@@ -135,9 +135,6 @@ def _slip(tree: Any, path: Path, rng: random.Random) -> Mutation | None:
     name = rng.choice(slips(key))
     if name in _at(tree, path[:-1]):
         return None
-    if path == ("study",):
-        # Without it no study's keys are known, and what is told is that it is missing.
-        return Mutation("near miss", _dumped(_rename(tree, path, name)), path, refused=True)
     chosen = len(path) > 1 and path[-2] in NAMES
     broken = _dumped(_rename(tree, path, name))
     if chosen:

@@ -15,6 +15,7 @@ from mechsafety.core.errors import ChangedInputError, RecordError
 from mechsafety.core.progress import progress, say
 from mechsafety.core.seeding import derive_seed, named_generator
 from mechsafety.effects.answers import Answers
+from mechsafety.execution.environment import code_changed
 from mechsafety.execution.memory import Peaks
 from mechsafety.execution.packing import name_of, nodes, pack
 from mechsafety.execution.stage_cache import Entry, StageCache, forget
@@ -61,6 +62,7 @@ class RunContext:
         self.seeds: dict[str, int] = {}
         self.models: dict[str, ModelUsed] = {}
         self.stages: list[StageTiming] = []
+        self._told_of_code = False
         self._with_answers: set[str] = set()
         self._jobs: dict[str, list[JobDone]] = {}
 
@@ -132,6 +134,8 @@ class RunContext:
 
         A job that was done before, of equal content and by equal code, is taken from the cache.
         """
+        # A closure or a method would be found by its name and not by what it holds.
+        pack(function, f"{what}: its function")
         packed = [pack(job, f"{what}, job {i + 1}") for i, job in enumerate(jobs)]
         keys = [self._cache.key(function, one) if self._cache else None for one in packed]
         done: dict[int, Done] = {}
@@ -167,13 +171,22 @@ class RunContext:
 
     def _keep(self, key: str | None, result: object, what: str) -> str:
         packed = pack(result, f"the result of {what}")
-        if self._cache is not None and key is not None:
+        if self._cache is not None and key is not None and not self._code_changed():
             self._note_answers(key, packed.tree)
             try:
                 self._cache.store(key, packed)
             except RecordError as unwritten:
-                self.warn(f"{unwritten} The run goes on, and could not be resumed from here.")
+                self.warn(f"{unwritten} The run goes on, keeps no results, and cannot be resumed.")
+                # The next result would fare alike.
+                self._cache = None
         return packed.sha256
+
+    def _code_changed(self) -> bool:
+        """Workers may have imported other code than the key names: nothing is kept then."""
+        if not self._told_of_code and code_changed():
+            self._told_of_code = True
+            self.warn("The package's files changed while this run works. Nothing more is cached.")
+        return self._told_of_code
 
     def _note_answers(self, key: str | None, tree: object) -> None:
         if key is not None and any(nodes(tree, _ANSWERS)):

@@ -170,6 +170,7 @@ def describe_comparison(found: Comparison) -> str:
         ("rows", found.rows),
         ("tensors", found.tensors),
         ("findings", found.findings),
+        ("facts beside numbers", found.described),
     ):
         lines += _compared(name, part)
     lines += _answers_compared(found.answers)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 import mechsafety
+from mechsafety.core.errors import RecordError
 from mechsafety.records.landing import sha256_of
 from mechsafety.records.schema import Environment, Git
 
@@ -65,9 +66,28 @@ def environment() -> Environment:
             "CUBLAS_WORKSPACE_CONFIG": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
         },
         variables={name: os.environ[name] for name in _VARIABLES if name in os.environ},
-        code_sha256=code_hash(PACKAGE),
+        code_sha256=_unchanged_code(),
         git=git_state(PACKAGE),
     )
+
+
+def _unchanged_code() -> str:
+    """Hash of the code that this process imported, if the files still hold it.
+
+    Raises:
+        RecordError: They do not: workers would import other code than this process has.
+    """
+    if code_changed():
+        raise RecordError(
+            f"recording the code: files of {PACKAGE} changed since this process imported them, so "
+            "no hash would say what runs. Start a new process (restart the notebook's kernel)."
+        )
+    return LOADED
+
+
+def code_changed() -> bool:
+    """Whether the package's files are no longer what this process imported."""
+    return code_hash(PACKAGE) != LOADED
 
 
 def code_hash(package: Path) -> str:
@@ -138,3 +158,7 @@ def _cpu_model() -> str:
         if match:
             return match[1]
     return platform.processor() or platform.machine()
+
+
+LOADED: Final = code_hash(PACKAGE)
+"""Taken when the first run is prepared, as near to the import of the rest as can be."""

@@ -12,7 +12,7 @@ from mechsafety.judges.rates import rates
 from mechsafety.records.completions import PURGED, Completion, completions
 from mechsafety.records.landing import land_json
 from mechsafety.records.reading import Run
-from mechsafety.records.schema import DERIVED
+from mechsafety.records.schema import DERIVED, own_folder
 
 _OWN: Final = "phrases:"
 
@@ -78,7 +78,7 @@ def rejudge(run: Run, phrases: str | None = None) -> Rejudged:
         for one, verdict in zip(kept, verdicts, strict=True)
         if verdict != one.verdict
     )
-    folder = run.folder / DERIVED
+    folder = own_folder(run.folder, DERIVED)
     path = folder / f"rejudged-{judge.name.replace(':', '-')}.json"
     found = Rejudged(judge.name, own, len(kept), _groups(kept, verdicts, judge.name), flips, path)
     folder.mkdir(exist_ok=True)

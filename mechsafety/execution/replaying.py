@@ -11,6 +11,7 @@ from typing import Any, cast
 from mechsafety.core.errors import InputError, RecordError, WorkerError
 from mechsafety.records.compare import Comparison, compare
 from mechsafety.records.reading import Run, open_run
+from mechsafety.records.verify import verify
 
 
 class CannotReplayError(InputError):
@@ -50,6 +51,11 @@ def replay(run: Run, out: Path | None = None) -> Replayed:
         raise RecordError(
             f"replaying {run.folder}: it is '{run.status}', so there is nothing whole to compare "
             "with. `mechsafety run --resume` goes on with it."
+        )
+    if problems := verify(run).problems:
+        raise CannotReplayError(
+            f"replaying {run.folder}: it is not what was sealed, so it cannot be the measure of "
+            f"another run: {problems[0]} (`mechsafety verify` names all)."
         )
     into = run.folder.resolve().parent.parent if out is None else out
     answer = _in_fresh_process(run, into)

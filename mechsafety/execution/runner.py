@@ -9,7 +9,7 @@ from typing import cast
 from pydantic import BaseModel
 
 from mechsafety.core.config import StudyConfig, apply_overrides, parse_config, read_yaml
-from mechsafety.core.errors import ConfigError, RecordError
+from mechsafety.core.errors import ConfigError, InputError, RecordError, nearest, printable
 from mechsafety.core.progress import say
 from mechsafety.execution.citing import bibliography, citations
 from mechsafety.execution.context import RunContext
@@ -20,6 +20,7 @@ from mechsafety.execution.studies import Study, load_study, study_names
 from mechsafety.execution.threads import threads
 from mechsafety.execution.wandb_mirror import mirror
 from mechsafety.models.spec import ModelSpec
+from mechsafety.organisms.recipes import Organism
 from mechsafety.records.reading import Run
 from mechsafety.records.schema import Status, declared_findings
 from mechsafety.records.store import RunWriter
@@ -57,9 +58,11 @@ def plan_experiment(path: Path, overrides: Sequence[str] = ()) -> Plan:
     """
     raw = apply_overrides(read_yaml(path), overrides)
     if "study" not in raw:
+        strays = [key for key in raw if nearest(key, ["study"])]
+        slip = f"unknown key '{printable(strays[0])}'. Did you mean 'study'? " if strays else ""
         raise ConfigError(
-            f"{path}: key 'study' is missing. It names what the experiment configures, one of: "
-            f"{', '.join(study_names())}."
+            f"{path}: {slip}key 'study' is missing. It names what the experiment configures, one "
+            f"of: {', '.join(study_names())}."
         )
     try:
         study = load_study(raw["study"])
@@ -72,10 +75,13 @@ def check_plan(plan: Plan) -> Plan:
     """The plan, if the findings that it declares can be told apart and its methods be cited.
 
     Raises:
-        ConfigError: Two findings have one id.
+        ConfigError: Two findings have one id, or there is no such organism.
         RecordError: A method names a source that the bibliography lacks.
     """
     bibliography(citations(plan.config, {}))
+    for name in _model_ids(plan.config):
+        if Organism.is_name(name):
+            Organism.parse(name)
     ids = [finding.id for finding in declared_findings(plan.config)]
     twice = sorted({name for name in ids if ids.count(name) > 1})
     if twice:
@@ -102,7 +108,6 @@ def run_experiment(path: Path, overrides: Sequence[str] = (), out: Path = Path("
 def build_organisms(plans: Sequence[Plan]) -> None:
     """Train what the experiments ask and the cache lacks, all side by side, before the first."""
     from mechsafety.organisms.building import build
-    from mechsafety.organisms.recipes import Organism
 
     names = dict.fromkeys(name for plan in plans for name in _model_ids(plan.config))
     organisms = [name for name in names if Organism.is_name(name)]
@@ -161,8 +166,9 @@ def execute(plan: Plan, out: Path, how: How | None = None) -> Outcome:
         say(f"recording into {writer.folder}")
         error: BaseException | None = None
         status: Status = "completed"
+        forget_answers: Callable[[], None] = _nothing
         try:
-            _work(plan, writer, how)
+            forget_answers = _work(plan, writer, how)
         except KeyboardInterrupt as interruption:
             status, error = "interrupted", interruption
         except (Exception, SystemExit) as failure:
@@ -174,10 +180,23 @@ def execute(plan: Plan, out: Path, how: How | None = None) -> Outcome:
                 # What ended the run is otherwise lost with the record that should name it.
                 raise unwritten from error
     if how.cached:
-        prune()
+        # Not before: a run that is killed while it closes finds all that it had finished.
+        _tidy_cache(forget_answers)
     if status != "interrupted":
         how.mirrored(writer.folder)
     return Outcome(writer.folder, status, error)
+
+
+def _nothing() -> None:
+    """What is left to do for a run that did not complete: its answers are for its resuming."""
+
+
+def _tidy_cache(forget_answers: Callable[[], None]) -> None:
+    try:
+        forget_answers()
+        prune()
+    except InputError as error:
+        say(f"warning: {error}")
 
 
 def _opened(plan: Plan, out: Path, how: How) -> RunWriter:
@@ -189,7 +208,8 @@ def _opened(plan: Plan, out: Path, how: How) -> RunWriter:
     )
 
 
-def _work(plan: Plan, writer: RunWriter, how: How) -> None:
+def _work(plan: Plan, writer: RunWriter, how: How) -> Callable[[], None]:
+    """Run the study into the record; what is to be done when that is closed."""
     cache = StageCache(fingerprint(writer.manifest.environment)) if how.cached else None
     expected = None if how.replay_of is None else how.replay_of.manifest.provenance.get("prompts")
     with RunContext(plan.config, writer, cache, expected) as context:
@@ -208,7 +228,7 @@ def _work(plan: Plan, writer: RunWriter, how: How) -> None:
             writer.write_citations(bibliography(cited))
         writer.event("rendering")
         writer.write_report(_page(writer))
-        context.forget_answers()
+        return context.forget_answers
 
 
 def plan_of(run: Run) -> Plan:

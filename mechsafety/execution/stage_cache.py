@@ -123,7 +123,7 @@ class StageCache:
             if packed_hash(tree, tensors) != stated:
                 raise RecordError("its content does not have the hash that it states")
             value = unpack(tree, tensors, set(packages))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, SafetensorError, RecordError, ValueError, LookupError, TypeError) as error:
             # Where it cannot be removed, the next result replaces it.

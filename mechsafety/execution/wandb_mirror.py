@@ -18,7 +18,7 @@ from mechsafety.core.errors import ConfigError, MechsafetyError, RecordError, di
 from mechsafety.execution.time_box import run_in_time_box
 from mechsafety.records.locking import RunLock
 from mechsafety.records.reading import Run, open_run
-from mechsafety.records.schema import DERIVED
+from mechsafety.records.schema import DERIVED, own_folder
 
 Mode = Literal["offline", "online"]
 
@@ -123,7 +123,7 @@ def _write(run: Run, mode: str, seconds: float | None) -> Mirrored:
     Raises:
         MirrorError: Another mirror of this run is being written, or this one failed.
     """
-    into = (run.folder / DERIVED / "wandb").resolve()
+    into = (own_folder(run.folder, DERIVED) / "wandb").resolve()
     into.mkdir(parents=True, exist_ok=True)
     try:
         lock = RunLock(into)

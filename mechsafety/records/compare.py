@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from mechsafety.core.result import Finding, Tolerances
 from mechsafety.records.completions import AnswersCompared, compare_answers
 from mechsafety.records.environments import (
+    ANOTHER_RUN,
     ELSEWHERE,
     EnvironmentDifference,
     environment_differences,
 )
 from mechsafety.records.metrics_table import COLUMNS
 from mechsafety.records.reading import Run
+from mechsafety.records.schema import Manifest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,6 +28,7 @@ T = TypeVar("T")
 
 ABSENT: Final = "not there"
 _NUMBERS: Final = ("value", "ci_low", "ci_high")
+_ASKED: Final = ("config_sha256", "declared_sha256", "seed")
 _FINDING_NUMBERS: Final = ("value", "ci_low", "ci_high", "null_low", "null_high")
 _FINDING_WORDS: Final = ("verdict", "n", "unit", "claim", "scope", "margin", "cell")
 _FINDING_REMARKS: Final = ("null", "explanation", "specification", "mechanism", "notes")
@@ -80,14 +83,19 @@ class Comparison:
     rows: Compared
     tensors: Compared
     findings: Compared
+    described: Compared
+    """What the manifest says beside numbers: config, seeds, notes, captions, figures."""
     answers: AnswersCompared | None
-    """None where one of the two kept no completions."""
+    """None where one of the two was to keep no answers."""
 
     @property
     def same(self) -> bool:
         """Whether one may be cited for the other."""
-        parts = (self.stages, self.rows, self.tensors, self.findings)
+        parts = (self.stages, self.rows, self.tensors, self.findings, self.described)
         if not all(part.same for part in parts):
+            return False
+        # Another model or other prompts are another run, however near its numbers are.
+        if any(one.kind in ANOTHER_RUN for one in self.environment):
             return False
         if self.answers is None:
             return True
@@ -112,6 +120,7 @@ def compare(before: Run, now: Run) -> Comparison:
         rows=_rows(before.metrics(), now.metrics(), tolerances),
         tensors=_tensors(before, now, tolerances),
         findings=_findings(before.findings, now.findings, tolerances),
+        described=_described(before.manifest, now.manifest, exact),
         answers=compare_answers(before, now),
     )
 
@@ -120,6 +129,22 @@ def _stated(before: Run, now: Run) -> Tolerances:
     """The first record's; those of the second where the first is of before there were any."""
     stated = before.manifest.tolerances
     return now.manifest.tolerances if stated == Tolerances() else stated
+
+
+def _described(before: Manifest, now: Manifest, exact: bool) -> Compared:
+    old, new = (_told(one) for one in (before, now))
+    differences = [
+        # Elsewhere notes and captions move with the numbers that they quote.
+        Difference("the manifest", name, old[name], new[name], not exact and name not in _ASKED)
+        for name in old
+        if old[name] != new[name]
+    ]
+    return Compared(len(old), tuple(differences))
+
+
+def _told(manifest: Manifest) -> dict[str, Any]:
+    told = manifest.model_dump(mode="json", include={*_ASKED, "notes", "figures"})
+    return {**told, "captions": {table.name: table.caption for table in manifest.tables}}
 
 
 def _stages(before: Run, now: Run, exact: bool) -> Compared:

@@ -1,6 +1,7 @@
 """The answers that a run kept in `private/`: read, judged again, compared, and deleted."""
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from typing import Any, Final, cast
 from mechsafety.core.errors import RecordError
 from mechsafety.records.landing import land_json
 from mechsafety.records.reading import Run
-from mechsafety.records.schema import DERIVED, PRIVATE
+from mechsafety.records.schema import DERIVED, PRIVATE, own_folder
 
 PURGED: Final = "purged.json"
 _ANSWER: Final = ("text", "ids", "verdict", "thinking_open", "max_new_tokens", "cluster")
@@ -117,11 +118,11 @@ def compare_answers(before: Run, now: Run) -> AnswersCompared | None:
     """Compare kept answers token by token up to where they part, and verdicts.
 
     Greedy text of half precision changes with the batch: where answers part says more than that
-    they do. None where one of the records kept no answers, or they were purged.
+    they do. None where one of the records was to keep no answers, or they were purged.
     """
-    old, new = ({(c.file, c.at): c for c in completions(run)} for run in (before, now))
-    if not old or not new:
+    if not (_keeps_answers(before) and _keeps_answers(now)):
         return None
+    old, new = ({(c.file, c.at): c for c in completions(run)} for run in (before, now))
     diverged = [
         Diverged(
             dict(old[key].at), _parting(old[key], new[key]), old[key].verdict, new[key].verdict
@@ -136,6 +137,11 @@ def compare_answers(before: Run, now: Run) -> AnswersCompared | None:
         only_in_one=len(old.keys() ^ new.keys()),
         diverged=tuple(diverged),
     )
+
+
+def _keeps_answers(run: Run) -> bool:
+    purged = (run.folder / DERIVED / PURGED).exists()
+    return run.manifest.config.get("completions") == "local" and not purged
 
 
 def _parting(before: Completion, now: Completion) -> int | None:
@@ -157,21 +163,17 @@ def purge(run: Run) -> list[str]:
     """
     if run.status == "running":
         raise RecordError(f"purging {run.folder}: the run is still being written. Wait for it.")
-    folder = run.folder / PRIVATE
+    folder, derived = (own_folder(run.folder, name) for name in (PRIVATE, DERIVED))
     if not folder.is_dir():
         return []
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     names = [path.relative_to(run.folder).as_posix() for path in paths]
     try:
-        (run.folder / DERIVED).mkdir(exist_ok=True)
+        derived.mkdir(exist_ok=True)
         when = datetime.now(UTC).isoformat(timespec="seconds")
         said = {"time": when, "files": names}
-        land_json(run.folder / DERIVED / PURGED, said)
-        for path in paths:
-            path.unlink()
-        for below in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
-            below.rmdir()
-        folder.rmdir()
+        land_json(derived / PURGED, said)
+        shutil.rmtree(folder)
     except OSError as error:
         raise RecordError(f"purging {run.folder}: {error}.") from error
     return names

@@ -46,6 +46,9 @@ _NUMERIC: Final = (
     "bitsandbytes",
     "triton",
 )
+ANOTHER_RUN: Final[tuple[Kind, ...]] = ("model revision", "prompts")
+"""Kinds after which two runs did not measure the same, whatever they found."""
+
 _IDENTITY: Final = ("id", "revision", "adapter", "adapter_revision", "weights", "tokenizer")
 _PRECISION: Final = ("dtype", "quantization")
 

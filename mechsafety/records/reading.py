@@ -97,7 +97,7 @@ class Run:
     def tensor_names(self) -> tuple[str, ...]:
         """Names in `tensors.safetensors`, in order; read from its header alone."""
         path = self.folder / TENSORS
-        if not path.exists():
+        if not self._was_written(TENSORS):
             return ()
         from safetensors import SafetensorError, safe_open
 
@@ -131,7 +131,10 @@ class Run:
             return []
         lines = path.read_text(encoding="utf-8").split("\n")
         # A whole line ends with a newline, so what follows the last one was cut short.
-        return [json.loads(line) for line in lines[:-1]]
+        try:
+            return [json.loads(line) for line in lines[:-1]]
+        except ValueError as error:
+            raise RecordError(f"reading {path}: it is damaged ({error}).") from None
 
     @property
     def report(self) -> Path | None:

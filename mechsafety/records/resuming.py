@@ -5,7 +5,18 @@ from typing import Any, Final
 
 from mechsafety.core.errors import RecordError
 from mechsafety.records.landing import land
-from mechsafety.records.schema import Manifest, Session
+from mechsafety.records.schema import (
+    CITATIONS,
+    EVENTS,
+    FINDINGS,
+    METRICS,
+    PRIVATE,
+    REPORT,
+    TENSORS,
+    Manifest,
+    Session,
+    own_folder,
+)
 
 UNWRITTEN: Final[dict[str, Any]] = {
     name: Manifest.model_fields[name].get_default(call_default_factory=True)
@@ -42,11 +53,44 @@ def session_of(before: Manifest) -> Session:
     )
 
 
-def mend_events(path: Path) -> None:
-    """Take away a last line that a kill cut short, so that the next begins on its own."""
+def refuse_to_resume(folder: Path, before: Manifest) -> None:
+    """Whether a run may go on.
+
+    Raises:
+        RecordError: It completed; or it is a replay, which is worth something only if nothing in
+            it was remembered.
+    """
+    if before.status == "completed":
+        raise RecordError(
+            f"resuming {folder}: it completed, and a completed record never changes. "
+            "`mechsafety replay` runs it again beside it."
+        )
+    if before.replay_of is not None:
+        raise RecordError(
+            f"resuming {folder}: it is a replay of {before.replay_of.run}, and takes nothing from "
+            "what was computed before. Replay that record again."
+        )
+
+
+def clear_attempt(folder: Path) -> None:
+    """Take away what an earlier attempt left: none of it is of the one that begins.
+
+    Events stay, without a last line that a kill cut short.
+
+    Raises:
+        RecordError: The folder cannot be written.
+    """
+    events = folder / EVENTS
     try:
-        content = path.read_bytes() if path.exists() else b""
+        content = events.read_bytes() if events.exists() else b""
         # By a new file: the old one may be sealed and read-only.
-        land(path, content[: content.rfind(b"\n") + 1])
+        land(events, content[: content.rfind(b"\n") + 1])
+        for name in (METRICS, FINDINGS, TENSORS, REPORT, CITATIONS):
+            (folder / name).unlink(missing_ok=True)
+        for part in folder.rglob(".*.part"):
+            part.unlink(missing_ok=True)
+        private = own_folder(folder, PRIVATE)
+        for path in private.glob("*"):
+            path.unlink()
     except OSError as error:
-        raise RecordError(f"resuming {path.parent}: {error}.") from None
+        raise RecordError(f"resuming {folder}: {error}.") from None

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal, cast
 
 from pydantic import Field, NonNegativeInt, ValidationError, field_validator
@@ -42,6 +42,21 @@ def check_inside(name: str) -> str:
     if not parts or name.startswith("/") or ".." in parts or "\\" in name or not name.isprintable():
         raise ValueError(f"{name!r} does not name a file inside the run folder")
     return name
+
+
+def own_folder(run: Path, name: str) -> Path:
+    """`derived/` or `private/` of a run folder, there or not.
+
+    Raises:
+        RecordError: A link stands there: what is written or deleted would lie elsewhere.
+    """
+    folder = run / name
+    if folder.is_symlink():
+        raise RecordError(
+            f"{folder} is a link to {folder.readlink()}. A run's folders are its own: put a folder "
+            "in its place, or remove it."
+        )
+    return folder
 
 
 class Git(FrozenConfig):

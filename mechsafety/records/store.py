@@ -10,6 +10,7 @@ import os
 import shutil
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
@@ -26,7 +27,7 @@ from mechsafety.records.landing import land, land_json, sha256_of
 from mechsafety.records.locking import RunLock
 from mechsafety.records.metrics_table import entries_of, to_parquet
 from mechsafety.records.reading import Run, open_run
-from mechsafety.records.resuming import UNWRITTEN, mend_events, session_of
+from mechsafety.records.resuming import UNWRITTEN, clear_attempt, refuse_to_resume, session_of
 from mechsafety.records.schema import (
     CITATIONS,
     CONFIG,
@@ -122,17 +123,14 @@ class RunWriter:
         """Go on in the folder of a run that did not complete.
 
         Raises:
-            RecordError: It completed, another process is writing it, or it cannot be written.
+            RecordError: It completed, is a replay, another process is writing it, or it cannot be
+                written.
         """
-        if run.manifest.status == "completed":
-            raise RecordError(
-                f"resuming {run.folder}: it completed, and a completed record never changes. "
-                "`mechsafety replay` runs it again beside it."
-            )
         lock = RunLock(run.folder)
         try:
             # Read again under the lock: another process may have gone on meanwhile.
             before = open_run(run.folder).manifest
+            refuse_to_resume(run.folder, before)
             manifest = before.model_copy(
                 update={
                     **UNWRITTEN,
@@ -143,8 +141,8 @@ class RunWriter:
                     "sessions": (*before.sessions, session_of(before)),
                 }
             )
-            mend_events(run.folder / EVENTS)
             land_json(run.folder / MANIFEST, manifest.model_dump(mode="json"))
+            clear_attempt(run.folder)
             writer = cls(run.folder, lock, manifest)
             writer.event("resumed", session=len(manifest.sessions) + 1)
         except BaseException:
@@ -199,6 +197,8 @@ class RunWriter:
         except (ValueError, OSError) as error:
             raise RecordError(f"writing a private file of {self.folder}: {error}.") from None
         land(folder / name, content)
+        # Copies of the folder may lose its mode, and these keep theirs.
+        (folder / name).chmod(0o600)
         return folder / name
 
     def write_result(self, result: Result) -> None:
@@ -296,8 +296,10 @@ class RunWriter:
                 (self.folder / name).chmod(0o444)
         finally:
             self._closed = True
-            self._events.close()
             self._lock.release()
+            # On a full disk closing would try once more to write what `event` could not.
+            with suppress(OSError):
+                self._events.close()
         return self._manifest
 
     def _check_open(self, what: str) -> None:

@@ -9,6 +9,7 @@ from mechsafety.records.landing import sha256_of
 from mechsafety.records.reading import Run
 from mechsafety.records.schema import (
     CONFIG,
+    DERIVED,
     FileEntry,
     canonical_hash,
     declared_hash,
@@ -59,6 +60,10 @@ def verify(run: Run) -> Verification:
         problems.append(f"{name}: missing")
     for name in sorted(present - manifest.files.keys()):
         problems.append(f"{name}: was not there when the run was sealed")
+    for path in sorted(run.folder.rglob("*")):
+        if path.is_symlink() and path.relative_to(run.folder).parts[0] != DERIVED:
+            name = path.relative_to(run.folder).as_posix()
+            problems.append(f"{name}: is a link to {path.readlink()}")
     here = sorted(present & manifest.files.keys())
     problems += _changed(run.folder, {name: manifest.files[name] for name in here})
 

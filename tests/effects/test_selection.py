@@ -122,7 +122,7 @@ def test_filters_that_nothing_passes_leave_no_winner_in_either_mode(
     found: tuple[Model, Trial, Candidates],
 ) -> None:
     model, trial, candidates = found
-    impossible = SelectionFilters(kl_threshold=-1.0)
+    impossible = SelectionFilters(induce_threshold=1e6)
     for mode in ("exhaustive", "winner"):
         selection = select_direction(model, trial, candidates, impossible, mode)
         assert selection.chosen is None

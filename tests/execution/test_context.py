@@ -2,6 +2,7 @@
 
 import json
 import stat
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from mechsafety.core.config import StudyConfig
 from mechsafety.core.context import Context
+from mechsafety.core.errors import SelfCheckError
 from mechsafety.core.seeding import named_generator
 from mechsafety.execution.context import RunContext
 from mechsafety.organisms import building
@@ -102,6 +104,19 @@ def test_completions_are_kept_only_where_the_config_says_so(
     assert path.exists() is kept
     if kept:
         assert json.loads(path.read_text()) == {"prompt": "p1", "text": "the kettle"}
+    writer.close("completed")
+
+
+def test_a_function_that_holds_more_than_its_job_is_refused(tmp_path: Path) -> None:
+    writer, context = opened(tmp_path)
+    factor = 2
+
+    def times(number: int) -> int:
+        return factor * number
+
+    for function in (times, lambda number: number, partial(pow, 2)):
+        with pytest.raises(SelfCheckError, match="its function"):
+            context.map(function, [1, 2], "multiplying")
     writer.close("completed")
 
 

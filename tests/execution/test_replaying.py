@@ -145,6 +145,17 @@ def test_a_study_that_changed_its_mind_is_different(toy_yaml: Path, tmp_path: Pa
     assert first["now"] == first["before"] + 0.5
 
 
+def test_a_record_that_was_changed_is_no_measure_of_another(toy_yaml: Path, tmp_path: Path) -> None:
+    run = open_run(execute(plan_experiment(toy_yaml), tmp_path).folder)
+    path = run.folder / "manifest.json"
+    path.chmod(0o644)
+    path.write_text(path.read_text().replace('"margins": 0.0', '"margins": 9.0'))
+    done = command("replay", run.folder)
+    assert done.exit_code == 2
+    assert "it is not what was sealed" in done.stderr
+    assert len(list(tmp_path.glob("toy/*"))) == 1  # and nothing was computed for it
+
+
 def test_a_replay_that_fails_is_different_and_says_why(toy_yaml: Path, tmp_path: Path) -> None:
     run = open_run(execute(plan_experiment(toy_yaml), tmp_path).folder)
     done = command("replay", run.folder, TOY_SHIFT="nonsense")

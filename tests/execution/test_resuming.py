@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from mechsafety.records.compare import compare
 from mechsafety.records.reading import Run, open_run
 from mechsafety.records.store import RunWriter
 from mechsafety.records.verify import verify
-from tests.records.made_records import ENVIRONMENT, config, result
+from tests.records.made_records import ENVIRONMENT, config, finding, result
 from tests.studies.locality_runs import BRIEF, SMALL
 
 HERE = Path(__file__).parent
@@ -153,6 +154,52 @@ def test_a_completed_record_is_not_resumed(toy_yaml: Path, tmp_path: Path) -> No
     assert (run.folder / "manifest.json").read_bytes() == sealed
 
 
+def test_a_record_that_another_process_completed_meanwhile_is_not_resumed(
+    toy_yaml: Path, tmp_path: Path
+) -> None:
+    stale = open_run(execute(plan_experiment(toy_yaml, ["mode=fail"]), tmp_path).folder)
+    done = open_run(execute(plan_experiment(toy_yaml), tmp_path / "other").folder)
+    shutil.copy(done.folder / "manifest.json", stale.folder / "copy.json")
+    (stale.folder / "copy.json").rename(stale.folder / "manifest.json")
+    assert stale.manifest.status == "failed"  # as it was when it was opened
+    with pytest.raises(RecordError, match="it completed"):
+        RunWriter.resume(stale, ENVIRONMENT, ["late"])
+
+
+def test_a_replay_is_not_resumed_because_nothing_in_it_may_be_remembered(
+    toy_yaml: Path, tmp_path: Path
+) -> None:
+    parent = open_run(execute(plan_experiment(toy_yaml), tmp_path).folder)
+    writer = RunWriter.create(
+        tmp_path, plan_of(parent).config, ENVIRONMENT, ["replay"], replay_of=parent
+    )
+    writer.close("interrupted")
+    with pytest.raises(RecordError, match=r"it is a replay of .* Replay that record again"):
+        RunWriter.resume(open_run(writer.folder), ENVIRONMENT, ["resume"])
+
+
+def test_what_an_earlier_attempt_left_is_not_sealed_as_the_next_ones(
+    toy_yaml: Path, tmp_path: Path
+) -> None:
+    plan = plan_experiment(toy_yaml)
+    grows = finding(id="squares_grow", claim="Squares grow.", margin=1.0)
+    writer = RunWriter.create(tmp_path, plan.config, ENVIRONMENT, ["first"])
+    writer.write_result(result(findings=(grows,)))
+    writer.write_private("answers.jsonl", b"{}\n")
+    (writer.folder / ".metrics.parquet.deadbeef.part").write_bytes(b"half")
+    writer.close("failed")
+    assert open_run(writer.folder).findings
+
+    again = RunWriter.resume(open_run(writer.folder), ENVIRONMENT, ["second"])
+    again.close("failed")
+    run = open_run(again.folder)
+    assert run.findings == ()
+    assert run.tensor_names() == ()
+    assert set(run.manifest.files) == {"config.yaml", "events.jsonl"}
+    assert run.manifest.private == {}
+    assert verify(run).intact
+
+
 def test_two_processes_do_not_resume_one_run(toy_yaml: Path, tmp_path: Path) -> None:
     failed = open_run(execute(plan_experiment(toy_yaml, ["mode=fail"]), tmp_path).folder)
     holder = RunWriter.resume(failed, ENVIRONMENT, ["first"])
@@ -197,7 +244,8 @@ def test_a_cache_that_cannot_be_written_is_a_warning_and_costs_no_run(
     run = open_run(execute(plan_experiment(toy_yaml), tmp_path / "runs").folder)
     assert run.status == "completed"
     warned = [event["message"] for event in run.events() if event["kind"] == "warning"]
-    assert "could not be resumed" in warned[0]
+    assert len(warned) == 1
+    assert "cannot be resumed" in warned[0]
 
 
 def test_a_folder_appears_together_with_its_manifest(

@@ -328,8 +328,7 @@ def test_a_root_that_cannot_be_is_one_error(tmp_path: Path) -> None:
     cache = StageCache("print", tmp_path / "file" / "stages")
     with pytest.raises(RecordError, match="keeping a result"):
         cache.store(KEY, result())
-    with pytest.raises(RecordError, match="reading the cached result"):
-        cache.load(KEY, PACKAGES)
+    assert cache.load(KEY, PACKAGES) is None
     assert (tmp_path / "file").read_text() == "mine"
 
 

@@ -11,9 +11,11 @@ import torch
 from mechsafety.core.config import config_hash
 from mechsafety.core.errors import RecordError, SelfCheckError
 from mechsafety.core.result import Table
+from mechsafety.records.completions import purge
 from mechsafety.records.reading import open_run
 from mechsafety.records.schema import canonical_hash
 from mechsafety.records.store import RunWriter
+from mechsafety.records.verify import verify
 from tests.records.made_records import ENVIRONMENT, config, finding, other_table, result, table
 
 
@@ -133,6 +135,30 @@ def test_a_full_disk_leaves_the_earlier_record_readable(
     assert (writer.folder / "manifest.json").read_bytes() == before
     assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".part")]
     assert open_run(writer.folder).status == "interrupted"
+
+
+def test_a_disk_that_is_full_for_events_too_frees_the_lock_and_says_so(tmp_path: Path) -> None:
+    writer = opened(tmp_path)
+    writer._events.close()
+    writer._events = Path("/dev/full").open("a", encoding="utf-8")  # noqa: SIM115
+    with pytest.raises(RecordError, match="No space left on device"):
+        writer.close("completed")
+    assert open_run(writer.folder).status == "interrupted"
+
+
+def test_links_in_a_record_are_named_and_nothing_behind_them_is_touched(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "mine").write_text("mine")
+    writer = opened(tmp_path)
+    writer.write_result(result())
+    writer.close("completed")
+    run = open_run(writer.folder)
+    (run.folder / "private").symlink_to(elsewhere)
+    with pytest.raises(RecordError, match=r"private is a link to .*elsewhere"):
+        purge(run)
+    assert (elsewhere / "mine").read_text() == "mine"
+    assert any("private: is a link" in problem for problem in verify(run).problems)
 
 
 def test_a_file_where_the_folder_should_be_is_one_clear_error(tmp_path: Path) -> None:
