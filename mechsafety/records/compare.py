@@ -28,7 +28,9 @@ T = TypeVar("T")
 
 ABSENT: Final = "not there"
 _NUMBERS: Final = ("value", "ci_low", "ci_high")
-_ASKED: Final = ("config_sha256", "declared_sha256", "seed")
+_ASKED: Final = ("config", "declared")
+_NOT_ASKED: Final = ("runtime", "wandb", "completions", "token_ids", "title")
+"""Settings that change no number but by rounding; the environments' differences tell of them."""
 _FINDING_NUMBERS: Final = ("value", "ci_low", "ci_high", "null_low", "null_high")
 _FINDING_WORDS: Final = ("verdict", "n", "unit", "claim", "scope", "margin", "cell")
 _FINDING_REMARKS: Final = ("null", "explanation", "specification", "mechanism", "notes")
@@ -143,8 +145,13 @@ def _described(before: Manifest, now: Manifest, exact: bool) -> Compared:
 
 
 def _told(manifest: Manifest) -> dict[str, Any]:
-    told = manifest.model_dump(mode="json", include={*_ASKED, "notes", "figures"})
-    return {**told, "captions": {table.name: table.caption for table in manifest.tables}}
+    told = manifest.model_dump(mode="json", include={"declared", "notes", "figures"})
+    config = {name: one for name, one in manifest.config.items() if name not in _NOT_ASKED}
+    return {
+        "config": config,
+        **told,
+        "captions": {table.name: table.caption for table in manifest.tables},
+    }
 
 
 def _stages(before: Run, now: Run, exact: bool) -> Compared:
