@@ -1,5 +1,6 @@
 """The schemas that editors read: current, explained throughout, and of one mind with the runner."""
 
+import copy
 import json
 import re
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from mechsafety.core.config import read_yaml
+from mechsafety.core.config import StudyConfig, parse_config, read_yaml
 from mechsafety.core.errors import ConfigError
 from mechsafety.execution.runner import plan_experiment
 from mechsafety.execution.schemas import schema_text, study_schema, write_schemas
@@ -143,6 +144,47 @@ def test_an_experiment_names_its_schema_and_fits_it(path: Path) -> None:
     # The schema does see what is wrong.
     for wrong in ({"sed": 1}, {"seed": -1}, {"seed": "one"}, {"runtime": {"thread": 1}}):
         assert not checked.is_valid({**raw, **wrong})
+
+
+def _leaves(part: object, at: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Where the numbers and truth values of a config are."""
+    if isinstance(part, dict | list):
+        for step, below in part.items() if isinstance(part, dict) else enumerate(part):
+            yield from _leaves(below, (*at, step))
+    elif isinstance(part, bool | int | float):
+        yield at
+
+
+def _is_refused(config: type[StudyConfig], raw: dict[str, Any], key: str) -> bool:
+    try:
+        parse_config(config, raw, "quoted")
+    except ConfigError as error:
+        return key in str(error)
+    return False
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_numbers_and_truth_values_in_quotes_are_refused_by_both(study: str) -> None:
+    plan = plan_experiment(next(one for one in EXPERIMENTS if read_yaml(one)["study"] == study))
+    filled = plan.config.model_dump(mode="json")
+    assert parse_config(plan.study.config, copy.deepcopy(filled), "a record") == plan.config
+    checked = Draft202012Validator(study_schema(study))
+    # One of a list stands for the others.
+    leaves = {tuple(step for step in at if isinstance(step, str)): at for at in _leaves(filled)}
+    assert len(leaves) > 20
+    refused = 0
+    for *path, last in leaves.values():
+        changed = copy.deepcopy(filled)
+        holds: Any = changed
+        for step in path:
+            holds = holds[step]
+        holds[last] = json.dumps(holds[last])
+        key = next(step for step in (last, *reversed(path)) if isinstance(step, str))
+        is_refused = _is_refused(plan.study.config, changed, key)
+        assert is_refused == (not checked.is_valid(changed)), (path, last)
+        refused += is_refused
+    # A layer may be written either way.
+    assert refused > 0.8 * len(leaves)
 
 
 MODELS = ["ssft", "org/name@main", "./folder", "{id: org/name, revision: main, quantization: 4bit}"]

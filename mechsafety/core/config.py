@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic.json_schema import JsonSchemaValue
 
-from mechsafety.core.config_faults import describe_faults, truths_read_as_numbers
+from mechsafety.core.config_faults import describe_faults, values_read_as_others
 from mechsafety.core.errors import ConfigError, printable
 from mechsafety.core.plain_yaml import MAX_DEPTH, plain_yaml
 
@@ -33,6 +33,12 @@ MAX_NAME: Final = 100
 
 # Written so that Python and the editors' JavaScript read it alike.
 _NAME: Final = r"^(?!\.{1,2}$)[^/\\\x00-\x1f\x7f]+$"
+
+MAX_PROCESSES: Final = 1024
+"""Threads of a process, or processes of a run: of many more, systems start none."""
+
+DAY: Final = 86_400.0
+"""In seconds."""
 
 CPU_PASS_TOKENS: Final = 2048
 """Most padded tokens of one forward pass on a CPU: larger passes are slower there (2 × at 16,384,
@@ -80,10 +86,12 @@ class FrozenConfig(BaseModel):
 class Runtime(FrozenConfig):
     """Where and how a run computes; no field changes what is measured."""
 
-    threads: PositiveInt = 1
-    """CPU threads of each worker process. Results are bit-reproducible for equal counts."""
-    workers: PositiveInt = 1
-    """Processes that work side by side, one model each. More than 1 only where memory allows."""
+    threads: PositiveInt = Field(default=1, le=MAX_PROCESSES)
+    """CPU threads of each worker process, at most 1024. Results are bit-reproducible for equal
+    counts."""
+    workers: PositiveInt = Field(default=1, le=MAX_PROCESSES)
+    """Processes that work side by side, one model each, at most 1024. More than 1 only where
+    memory allows."""
     device: str = "cpu"
     """torch device of the models, such as `cpu` or `cuda:0`."""
     device_map: str | None = None
@@ -115,8 +123,9 @@ class Wandb(FrozenConfig):
     """wandb group; a sweep sets its own id."""
     upload_directions: bool = False
     """Directions of models that are not organisms leave the machine only if this is true."""
-    seconds: PositiveFloat = 90.0
-    """Time box of the mirror, in seconds: it is given up afterwards, and the run is not."""
+    seconds: PositiveFloat = Field(default=90.0, le=DAY)
+    """Time box of the mirror, in seconds, at most 86,400 (a day): it is given up afterwards, and
+    the run is not."""
 
 
 class StudyConfig(FrozenConfig):
@@ -226,7 +235,7 @@ def parse_config(cls: type[ConfigT], raw: Mapping[str, Any], source: str) -> Con
     except ValidationError as error:
         faults = describe_faults(cls, raw, error)
     else:
-        faults = truths_read_as_numbers(config, raw)
+        faults = values_read_as_others(config, raw)
         if not faults:
             return config
     raise ConfigError(f"{source}: " + "\n  ".join(faults))

@@ -1,5 +1,6 @@
 """What is wrong with settings, in the words of the YAML that they were written in."""
 
+import datetime
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -26,34 +27,48 @@ def describe_faults(
     return [*told, f"… and {more} more"] if more else told
 
 
-def truths_read_as_numbers(config: object, raw: object, path: tuple[object, ...] = ()) -> list[str]:
-    """Faults that pydantic lets pass: it reads `workers: yes` as 1.
+def values_read_as_others(config: object, raw: object, path: tuple[object, ...] = ()) -> list[str]:
+    """Faults that pydantic lets pass: it reads `workers: yes` as 1, and `seed: '3'` as 3.
 
     Args:
         config: As filled in.
         raw: As written.
         path: Where in the whole they are.
     """
-    if isinstance(raw, bool) and isinstance(config, int | float) and not isinstance(config, bool):
-        return [
-            f"key '{_dotted(path)}': expected a number. Got {raw}, which is what YAML reads yes, "
-            "no, on and off as, too."
-        ]
+    if told := _read_as_another(config, raw):
+        return [f"key '{_dotted(path)}': {told}"]
     here: object = config
     steps: list[object] = []
     if isinstance(raw, Mapping):
         here = dict(config) if isinstance(config, BaseModel) else config
         steps += list(cast("Mapping[object, object]", raw))
-    elif isinstance(raw, list) and isinstance(config, tuple):
-        here = list(cast("tuple[object, ...]", config))
+    elif isinstance(raw, list) and isinstance(config, tuple | list):
+        here = list(cast("Sequence[object]", config))
         steps += range(len(cast("list[object]", raw)))
     return [
         fault
         for step in steps
-        for fault in truths_read_as_numbers(
+        for fault in values_read_as_others(
             _item(here, step), _item(cast("object", raw), step), (*path, step)
         )
     ]
+
+
+def _read_as_another(config: object, raw: object) -> str | None:
+    """Why what is written may not be read as this value, if it was."""
+    if isinstance(config, bool):
+        if isinstance(raw, bool):
+            return None
+        return f"expected true or false. Got {shown(raw)}. Write one of them, without quotes."
+    if isinstance(config, int | float) and isinstance(raw, bool):
+        return (
+            f"expected a number. Got {raw}, which is what YAML reads yes, no, on and off as, too."
+        )
+    if isinstance(config, int | float) and isinstance(raw, str):
+        return f"expected a number. Got the text {shown(raw)}. Leave out the quotes."
+    if isinstance(config, datetime.date) and isinstance(raw, int | float):
+        return f"expected a date such as 2026-01-31. Got {shown(raw)}."
+    return None
 
 
 def _describe(cls: type[BaseModel], raw: Mapping[str, Any], fault: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
 from mechsafety.core.config import Name, StudyConfig
-from mechsafety.core.config_faults import truths_read_as_numbers
+from mechsafety.core.config_faults import values_read_as_others
 from mechsafety.core.context import Context
 from mechsafety.core.errors import ModelError
 from mechsafety.core.layers import LayerRule, resolve_layer
@@ -114,7 +114,7 @@ class Config(StudyConfig):
         if not isinstance(raw, Mapping) or not config.findings_for_model:
             return config
         given = dict(cast("Mapping[str, Any]", raw))
-        if faults := truths_read_as_numbers(config, given):
+        if faults := values_read_as_others(config, given):
             raise ValueError(faults[0])
         # Only the claims that this run tests stay in the config, because all that stand there are
         # recorded as declared.

@@ -1,5 +1,6 @@
 """Settings are frozen, hashed, and refused with the key, the fault and the nearest legal word."""
 
+import datetime
 import json
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from jsonschema import Draft202012Validator
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from mechsafety.core.config import (
+    DAY,
+    MAX_PROCESSES,
     MAX_YAML_BYTES,
     FrozenConfig,
     Name,
@@ -158,6 +161,76 @@ def test_yes_and_no_are_no_numbers(changes: dict[str, object], key: str) -> None
     assert parse_config(Config, {**RAW, "direction": centered}, "").direction == (
         Components(method="principal_components", rank=2, centered=True)
     )
+
+
+class Switch(FrozenConfig):
+    on: bool = False
+    share: float | None = None
+    counts: tuple[tuple[int, ...], ...] = ()
+    by_name: dict[Name, float] = {}  # noqa: RUF012 # pydantic copies it
+    lists: list[int] = []  # noqa: RUF012
+    day: datetime.date = datetime.date(2024, 7, 26)
+
+
+@pytest.mark.parametrize(
+    ("raw", "key", "told"),
+    [
+        ({"share": "0.5"}, "share", "expected a number. Got the text '0.5'. Leave out the quotes."),
+        ({"counts": [[1], [2, "3"]]}, "counts.1.1", "expected a number. Got the text '3'"),
+        ({"by_name": {"a": "1"}}, "by_name.a", "expected a number. Got the text '1'"),
+        ({"lists": ["1"]}, "lists.0", "expected a number. Got the text '1'"),
+        ({"on": "yes"}, "on", "expected true or false. Got 'yes'. Write one of them, without"),
+        ({"on": 1}, "on", "expected true or false. Got 1."),
+        ({"on": 0.0}, "on", "expected true or false. Got 0.0."),
+        ({"on": "off"}, "on", "expected true or false. Got 'off'."),
+        ({"day": 0}, "day", "expected a date such as 2026-01-31. Got 0."),
+    ],
+)
+def test_what_is_written_as_another_kind_of_value_is_refused_as_the_schema_does(
+    raw: dict[str, object], key: str, told: str
+) -> None:
+    Switch.model_validate(raw)  # pydantic by itself takes it
+    assert not Draft202012Validator(Switch.model_json_schema()).is_valid(raw)
+    with pytest.raises(ConfigError) as caught:
+        parse_config(Switch, raw, "x.yaml")
+    assert f"key '{key}': {told}" in str(caught.value)
+
+
+def test_values_of_the_right_kind_are_taken_and_come_back_from_a_record() -> None:
+    raw = {
+        "on": True,
+        "share": 1,
+        "counts": [[1], [2.0, 3]],
+        "by_name": {"a": 1e-3},
+        "lists": [1],
+        "day": "2026-01-31",
+    }
+    config = parse_config(Switch, raw, "x.yaml")
+    assert config.counts == ((1,), (2, 3))
+    assert parse_config(Switch, config.model_dump(mode="json"), "x.yaml") == config
+    assert parse_config(Switch, json.loads(config.model_dump_json()), "x.yaml") == config
+    assert parse_config(Switch, apply_overrides({}, ["share=1e-3", "on=yes"]), "") == Switch(
+        on=True, share=0.001
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "most", "beyond"),
+    [
+        ("runtime.threads", MAX_PROCESSES, 9_000_000_000_000_000_000),
+        ("runtime.workers", MAX_PROCESSES, MAX_PROCESSES + 1),
+        ("wandb.seconds", DAY, "1e300"),
+    ],
+)
+def test_what_no_machine_can_do_is_refused_before_it_is_tried(
+    key: str, most: float, beyond: object
+) -> None:
+    parse_config(Config, apply_overrides(RAW, [f"{key}={most}"]), "example.yaml")
+    with pytest.raises(ConfigError, match=f"key '{key}': .*less than or equal to {most:.0f}"):
+        parse_config(Config, apply_overrides(RAW, [f"{key}={beyond}"]), "example.yaml")
+    group, _, name = key.partition(".")
+    described = StudyConfig.model_json_schema()["$defs"][group.title()]["properties"][name]
+    assert f"at most {most:.0f}" in described["description"].replace(",", "")
 
 
 def test_a_misspelt_key_that_tells_the_members_of_a_union_apart_is_named() -> None:
@@ -376,7 +449,7 @@ def test_overrides_are_set_as_yaml_values_at_any_depth() -> None:
         ("layers=" + "[" * 10_000, "levels of nesting"),
         (".".join("a" * 50) + "=1", "goes down 49 levels"),
         ("runtime..threads=1", "expected key=value"),
-        ("seed=" + "9" * 5000, "limit"),
+        ("seed=" + "9" * 5000, r"--set seed=9+…: line 1: 9+… is larger than any"),
         ("se\x1b[31med", r"se\\x1b\[31med: expected"),
     ],
 )
