@@ -64,24 +64,27 @@ def rejudge(run: Run, phrases: str | None = None) -> Rejudged:
             verdicts unless the judge's code has changed since.
 
     Raises:
-        RecordError: No answers were kept, or they were purged.
+        RecordError: No answers were kept, or they were purged; or the folder cannot be written.
         ConfigError: No such list.
     """
-    own = run.manifest.provenance.get("judge", "")
-    judge = _judge(phrases, own)
     kept = completions(run)
     if not kept:
         raise RecordError(f"judging {run.folder} again: {_why_none(run)}")
+    own = str(run.manifest.provenance.get("judge", ""))
+    judge = _judge(phrases, own)
     verdicts: list[Verdict] = [judge.judge(one.text, one.thinking_open) for one in kept]
     flips = tuple(
-        Flip(dict(one.at), one.verdict, verdict)
+        Flip({"file": one.file, **dict(one.at)}, one.verdict, verdict)
         for one, verdict in zip(kept, verdicts, strict=True)
         if verdict != one.verdict
     )
     folder = own_folder(run.folder, DERIVED)
     path = folder / f"rejudged-{judge.name.replace(':', '-')}.json"
     found = Rejudged(judge.name, own, len(kept), _groups(kept, verdicts, judge.name), flips, path)
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise RecordError(f"judging {run.folder} again: {error}.") from None
     land_json(path, {**asdict(found), "path": path.name})
     return found
 
@@ -98,13 +101,13 @@ def _judge(phrases: str | None, own: str) -> PhraseJudge:
 
 
 def _why_none(run: Run) -> str:
-    if (run.folder / DERIVED / PURGED).exists():
-        return "its answers were purged."
     if run.manifest.config.get("completions") != "local":
         return (
             "it kept no answers (`completions: none`), so it cannot be judged again. Run it with "
             "--set completions=local."
         )
+    if (run.folder / DERIVED / PURGED).exists():
+        return "its answers were purged."
     return f"it is '{run.status}' and came to no answers that it could keep."
 
 

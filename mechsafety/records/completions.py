@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Final, cast
 
 from mechsafety.core.errors import RecordError
 from mechsafety.records.landing import land_json
+from mechsafety.records.locking import is_locked
 from mechsafety.records.reading import Run
 from mechsafety.records.schema import DERIVED, PRIVATE, own_folder
 
@@ -53,28 +55,44 @@ def _files(run: Run) -> list[Path]:
 
 
 def _read(path: Path) -> Iterator[Completion]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
+    number = 0
+    try:
+        # By "\n" alone: `splitlines` parts lines at characters that answers may hold.
+        lines = path.read_text(encoding="utf-8").split("\n")
+        for number, line in enumerate(lines[:-1], start=1):
             row = cast("dict[str, Any]", json.loads(line))
-            if "text" not in row:
+            if number == 1 and not row.keys() & {"text", "verdict"}:
                 # Token ids of prompts lie in the same folder.
                 return
-            ids = row.get("ids")
-            yield Completion(
-                file=path.name,
-                at=tuple((name, value) for name, value in row.items() if name not in _ANSWER),
-                text=row["text"],
-                verdict=row["verdict"],
-                ids=None if ids is None else tuple(ids),
-                thinking_open=bool(row.get("thinking_open", False)),
-                max_new_tokens=row.get("max_new_tokens"),
-                cluster=row.get("cluster"),
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise RecordError(
-                f"reading {path}, line {number}: it is damaged ({error!r}). `mechsafety verify` "
-                "names every file that changed."
-            ) from None
+            yield _completion(path.name, row)
+        if lines[-1]:
+            raise ValueError("the last line was cut short")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise RecordError(
+            f"reading {path}, line {number}: it is damaged ({error!r}). `mechsafety verify` "
+            "names every file that changed."
+        ) from None
+
+
+def _completion(file: str, row: Mapping[str, Any]) -> Completion:
+    ids = row.get("ids")
+    if not all(isinstance(row[name], str) for name in ("text", "verdict")):
+        raise TypeError("its text or its verdict is no text")
+    return Completion(
+        file=file,
+        at=tuple((name, _plain(value)) for name, value in row.items() if name not in _ANSWER),
+        text=row["text"],
+        verdict=row["verdict"],
+        ids=None if ids is None else tuple(map(int, ids)),
+        thinking_open=bool(row.get("thinking_open", False)),
+        max_new_tokens=row.get("max_new_tokens"),
+        cluster=row.get("cluster"),
+    )
+
+
+def _plain(value: Any) -> str | int | float | bool | None:
+    # Answers are told apart by it, so that it must be hashable.
+    return json.dumps(value) if isinstance(value, list | dict) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +101,7 @@ class Diverged:
 
     at: Mapping[str, Any]
     token: int | None
-    """Index of the first new token that differs; None where ids were not kept."""
+    """Index of the first new token that differs; None where none does, or ids were not kept."""
     before: str
     """Verdict."""
     now: str
@@ -122,15 +140,16 @@ def compare_answers(before: Run, now: Run) -> AnswersCompared | None:
     """
     if not (_keeps_answers(before) and _keeps_answers(now)):
         return None
-    old, new = ({(c.file, c.at): c for c in completions(run)} for run in (before, now))
+    old, new = (_told_apart(completions(run)) for run in (before, now))
     diverged = [
         Diverged(
-            dict(old[key].at), _parting(old[key], new[key]), old[key].verdict, new[key].verdict
+            {"file": one.file, **dict(one.at)},
+            _parting(one, new[key]),
+            one.verdict,
+            new[key].verdict,
         )
-        for key in old
-        if key in new
-        and (old[key].text, old[key].ids, old[key].verdict)
-        != (new[key].text, new[key].ids, new[key].verdict)
+        for key, one in old.items()
+        if key in new and _differ(one, new[key])
     ]
     return AnswersCompared(
         n=len(old.keys() & new.keys()),
@@ -139,13 +158,32 @@ def compare_answers(before: Run, now: Run) -> AnswersCompared | None:
     )
 
 
+def _told_apart(kept: Iterable[Completion]) -> dict[tuple[object, ...], Completion]:
+    """By what they answer; those that answer the same, by their order too."""
+    seen: Counter[tuple[object, ...]] = Counter()
+    found: dict[tuple[object, ...], Completion] = {}
+    for one in kept:
+        # Sorted: an answer is known by what is said of it, not by the order in which it is said.
+        key = (one.file, tuple(sorted(one.at, key=repr)))
+        seen[key] += 1
+        found[(*key, seen[key])] = one
+    return found
+
+
+def _differ(before: Completion, now: Completion) -> bool:
+    # Records of before ids were kept have texts alone.
+    parted = _parting(before, now) is not None
+    return parted or (before.text, before.verdict) != (now.text, now.verdict)
+
+
 def _keeps_answers(run: Run) -> bool:
-    purged = (run.folder / DERIVED / PURGED).exists()
+    # A run that was resumed after a purge has answers again.
+    purged = (run.folder / DERIVED / PURGED).exists() and not _files(run)
     return run.manifest.config.get("completions") == "local" and not purged
 
 
 def _parting(before: Completion, now: Completion) -> int | None:
-    if before.ids is None or now.ids is None:
+    if before.ids is None or now.ids is None or before.ids == now.ids:
         return None
     pairs = zip(before.ids, now.ids, strict=False)
     shared = min(len(before.ids), len(now.ids))
@@ -161,7 +199,8 @@ def purge(run: Run) -> list[str]:
     Raises:
         RecordError: The run is still being written, or the folder cannot be.
     """
-    if run.status == "running":
+    # Whatever it was when it was opened: another process may have resumed it since.
+    if is_locked(run.folder):
         raise RecordError(f"purging {run.folder}: the run is still being written. Wait for it.")
     folder, derived = (own_folder(run.folder, name) for name in (PRIVATE, DERIVED))
     if not folder.is_dir():

@@ -49,7 +49,16 @@ _NUMERIC: Final = (
 ANOTHER_RUN: Final[tuple[Kind, ...]] = ("model revision", "prompts")
 """Kinds after which two runs did not measure the same, whatever they found."""
 
-_IDENTITY: Final = ("id", "revision", "adapter", "adapter_revision", "weights", "tokenizer")
+_IDENTITY: Final = (
+    "revision",
+    "adapter_revision",
+    "weights",
+    "tokenizer",
+    "template",
+    "architecture",
+)
+# The same model lies elsewhere on another machine.
+_PLACES: Final = ("id", "adapter")
 _PRECISION: Final = ("dtype", "quantization")
 
 
@@ -97,7 +106,7 @@ def _facts(manifest: Manifest) -> dict[Kind, dict[str, Any]]:
         "dtype": _of_models(models, _PRECISION) | {"runtime.dtype": runtime.get("dtype")},
         "batch composition": _flat(_nested(manifest.provenance, "batches"))
         | {f"runtime.{name}": runtime.get(name) for name in ("batch_tokens", "pass_tokens")},
-        "model revision": _of_models(models, (*_IDENTITY, "template", "architecture")),
+        "model revision": _of_models(models, _IDENTITY),
         "prompts": _flat(_nested(manifest.provenance, "prompts"))
         | _flat(_nested(manifest.provenance, "token_ids")),
         # Not the commit: where only pages changed, the code is the same, bit for bit.
@@ -110,6 +119,7 @@ def _facts(manifest: Manifest) -> dict[Kind, dict[str, Any]]:
         "other": {
             "git commit": environment.git.commit,
             "platform": environment.platform,
+            **_of_models(models, _PLACES),
             **{k: v for k, v in environment.variables.items() if k not in environment.threads},
             **{k: v for k, v in hardware.items() if k in ("cores", "memory_gib")},
             **{name: version for name, version in packages.items() if not decides_bits(name)},

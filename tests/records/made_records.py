@@ -119,8 +119,8 @@ def recorded(
     **settings: object,
 ) -> Run:
     """A completed record, opened; `private` as file → lines."""
-    kept = {"completions": "local"} if private else {}
-    writer = RunWriter.create(out, config(**kept, **settings), environment, ["mechsafety"])
+    given: dict[str, object] = {"completions": "local" if private else "none", **settings}
+    writer = RunWriter.create(out, config(**given), environment, ["mechsafety"])
     writer.write_result(result() if found is None else found)
     writer.note_use(seeds={}, models={}, stages=stages, sources={})
     for name, lines in (private or {}).items():

@@ -203,6 +203,15 @@ def test_a_whole_number_is_one_dimension_whatever_stands_in_its_column(tmp_path:
     ]
 
 
+def test_a_row_with_one_dimension_more_is_another_row(tmp_path: Path) -> None:
+    found = compared(tmp_path, one_row(layer=2), one_row(layer=2, arm="lat"), ELSEWHERE)
+    assert [(one.where, one.now) for one in found.rows.differences] == [
+        ("table 'shares', top2 at layer=2", ABSENT),
+        ("table 'shares', top2 at layer=2, arm=lat", "there"),
+    ]
+    assert not found.same
+
+
 def test_rows_of_one_index_are_told_apart_by_their_order(tmp_path: Path) -> None:
     def draws(*values: float) -> Result:
         drawn = Table("draws", "Draws; no null.")
@@ -249,7 +258,8 @@ def test_the_last_bit_of_one_tensor_is_found(tmp_path: Path, dtype: torch.dtype)
         (torch.tensor([1.0, math.inf]), torch.tensor([1.0001, math.inf]), True),
         (torch.tensor([1.0, math.inf]), torch.tensor([1.0, -math.inf]), False),
         # Labels and indices are not near one another.
-        (torch.full((9999,), 1), torch.tensor([0] + [1] * 9998), False),
+        (torch.full((9999,), 1000.0), torch.tensor([1001.0] + [1000.0] * 9998), True),
+        (torch.full((9999,), 1000), torch.tensor([1001] + [1000] * 9998), False),
     ],
 )
 def test_elsewhere_a_tensor_may_differ_by_a_share_of_its_norm(
