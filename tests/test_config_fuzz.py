@@ -6,7 +6,7 @@ Mutations are seeded by their number: `mutation(TEXTS, 123)` is the same one eve
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -167,37 +167,24 @@ def test_the_mutations_break_what_they_say_and_are_the_same_every_time() -> None
     assert len({override(number) for number in range(300)}) > 200
 
 
-def test_500_mutated_experiments_give_a_plan_or_one_error_that_helps(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+SLOW = (pytest.mark.slow, pytest.mark.timeout(3600))
+
+
+@pytest.mark.parametrize(
+    ("tried", "numbers"),
+    [
+        pytest.param(_fuzzed, range(500), id="500 mutated experiments"),
+        pytest.param(_overridden, range(200), id="200 overrides"),
+        pytest.param(_fuzzed, range(500, 10_500), id="10,000 mutated experiments", marks=SLOW),
+        pytest.param(_overridden, range(200, 5_200), id="5,000 overrides", marks=SLOW),
+    ],
+)
+def test_mutations_give_a_plan_or_one_error_that_helps(
+    tried: Callable[[range, Path], str],
+    numbers: range,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    told = _fuzzed(range(500), tmp_path / "mutated.yaml")
-    with capsys.disabled():
-        print(f"\n{told}")
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_10_000_mutated_experiments_give_a_plan_or_one_error_that_helps(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    told = _fuzzed(range(500, 10_500), tmp_path / "mutated.yaml")
-    with capsys.disabled():
-        print(f"\n{told}")
-
-
-def test_200_overrides_give_a_plan_or_one_error_that_helps(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    told = _overridden(range(200), tmp_path / "least.yaml")
-    with capsys.disabled():
-        print(f"\n{told}")
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_5_000_overrides_give_a_plan_or_one_error_that_helps(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    told = _overridden(range(200, 5_200), tmp_path / "least.yaml")
+    told = tried(numbers, tmp_path / "experiment.yaml")
     with capsys.disabled():
         print(f"\n{told}")
