@@ -426,15 +426,69 @@ def test_every_bit_counts_unless_something_that_decides_bits_differs(
     assert found.same
 
 
-def test_other_prompts_or_another_model_excuse_nothing(tmp_path: Path) -> None:
-    def of(**provenance: object) -> Result:
-        return result(tables=one_row().tables, tolerances=TOLERANT, provenance=provenance)
+def measured_on(model: Mapping[str, str], prompts: str = "2" * 64) -> Result:
+    provenance = {"prompts": {"made": prompts}, "models": {"lat": model}}
+    return result(tables=one_row().tables, tolerances=TOLERANT, provenance=provenance)
 
-    before = of(prompts={"made": "2" * 64}, models={"lat": {"weights": "3" * 64}})
-    now = of(prompts={"made": "4" * 64}, models={"lat": {"weights": "5" * 64}})
+
+def test_other_prompts_or_another_model_make_another_run_however_near_its_numbers(
+    tmp_path: Path,
+) -> None:
+    before = measured_on({"weights": "3" * 64})
+    for environment in (ENVIRONMENT, ELSEWHERE):
+        assert compared(tmp_path, before, before, environment).same
+        weights = compared(tmp_path, before, measured_on({"weights": "5" * 64}), environment)
+        prompts = measured_on({"weights": "3" * 64}, "4" * 64)
+        asked = compared(tmp_path, before, prompts, environment)
+        assert "model revision" in [one.kind for one in weights.environment]
+        assert "prompts" in [one.kind for one in asked.environment]
+        assert not weights.same
+        assert not asked.same
+        assert weights.rows.same
+
+
+def test_a_model_is_the_same_wherever_it_lies(tmp_path: Path) -> None:
+    before, now = (measured_on({"id": f"/{at}/lat", "weights": "3" * 64}) for at in "ab")
     found = compared(tmp_path, before, now)
-    assert [one.kind for one in found.environment] == ["model revision", "prompts"]
+    assert [(one.kind, one.name) for one in found.environment] == [("other", "lat/id")]
     assert found.exact
+    assert found.same
+
+
+@pytest.mark.parametrize(
+    ("settings", "same"),
+    [
+        ({"depth": 4}, False),
+        ({"seed": 1}, False),
+        ({"findings": []}, False),
+        ({"runtime": {"workers": 3}}, True),
+        ({"runtime": {"memory_gib": 9}}, True),
+        ({"title": "Another"}, True),
+        ({"wandb": {"mode": "disabled"}}, True),
+        ({"completions": "local"}, True),
+    ],
+)
+def test_records_of_other_settings_are_other_runs(
+    tmp_path: Path, settings: dict[str, Any], same: bool
+) -> None:
+    before = recorded(tmp_path, one_row())
+    for environment in (ENVIRONMENT, ELSEWHERE):
+        found = compare(before, recorded(tmp_path, one_row(), environment=environment, **settings))
+        assert found.rows.same
+        assert found.same == same
+
+
+def test_what_is_said_beside_the_numbers_counts_here_and_moves_elsewhere(tmp_path: Path) -> None:
+    shares = one_row().tables[0]
+    other = Table("shares", "Another caption.", shares.rows)
+    for changes in ({"notes": ("Another.",)}, {"figures": ()}, {"tables": (other,)}):
+        before, now = (
+            result(**{"tables": (shares,), "tolerances": TOLERANT, **one}) for one in ({}, changes)
+        )
+        here = compared(tmp_path, before, now)
+        assert [one.where for one in here.described.differences] == ["the manifest"]
+        assert not here.same
+        assert compared(tmp_path, before, now, ELSEWHERE).same
 
 
 def answered(out: Path, *lines: Any, environment: Any = ENVIRONMENT) -> Run:

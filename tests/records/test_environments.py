@@ -88,6 +88,7 @@ ONE_OF_EACH: list[tuple[str, str, dict[str, Any]]] = [
     ),
     ("other", "git commit", {"git": Git(commit="9" * 40)}),
     ("other", "platform", {"platform": "Linux-6.2"}),
+    ("other", "lat/id", of_model(id="/elsewhere/lat")),
     ("other", "ruff", {"packages": {"torch": "2.13", "numpy": "2.4", "ruff": "0.18"}}),
     ("other", "cores", {"hardware": {**HARDWARE, "cores": 64}}),
     ("other", "HF_HOME", {"variables": {"HF_HOME": "/home/b"}}),
