@@ -21,7 +21,12 @@ def describe_faults(
     cls: type[BaseModel], raw: Mapping[str, Any], error: ValidationError
 ) -> list[str]:
     """One line a fault: the key, what arrived, what was expected, and the key that was meant."""
-    faults = error.errors(include_url=False)
+    # A default that follows from a wrong value is no fault of its own.
+    faults = [
+        fault
+        for fault in error.errors(include_url=False)
+        if fault["type"] != "default_factory_not_called"
+    ]
     told = [_describe(cls, raw, dict(fault)) for fault in faults[:MAX_FAULTS]]
     more = len(faults) - len(told)
     return [*told, f"… and {more} more"] if more else told

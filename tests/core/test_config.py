@@ -136,6 +136,13 @@ def test_a_wrong_value_is_shown_with_its_key() -> None:
     assert "difference_in_means" in _fault(direction={"method": "difference_in_mean"})
 
 
+def test_a_default_that_follows_from_a_wrong_value_is_no_fault() -> None:
+    message = _fault(runtime={"threads": 0})
+    assert "key 'runtime.threads'" in message
+    assert "pass_tokens" not in message
+    assert "\n" not in message
+
+
 def test_every_fault_is_reported_at_once() -> None:
     message = _fault(sed=1, layers="all", arms={"lat": {}})
     assert all(word in message for word in ("sed", "layers", "model", "missing"))
