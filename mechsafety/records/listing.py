@@ -59,12 +59,14 @@ class Filter:
 
     def shows(self, run: RunSummary) -> bool:
         """Whether the run is among those asked for."""
+        # Of a damaged run nobody knows the day.
         day, part = run.opened[:10], (self.model or "").lower()
         return (
-            self.status in (None, run.status)
+            self.study in (None, run.study)
+            and self.status in (None, run.status)
             and any(part in name.lower() for name in (*run.models, ""))
             and (self.since is None or day >= self.since)
-            and (self.until is None or day <= self.until)
+            and (self.until is None or "" < day <= self.until)
         )
 
 
@@ -80,7 +82,7 @@ def list_runs(root: Path, wanted: Filter | None = None) -> list[RunSummary]:
     wanted = wanted or Filter()
     wanted.check()
     # Hidden ones were killed before they appeared: nothing is recorded in them.
-    paths = (p for p in root.glob(f"{wanted.study or '*'}/*/{MANIFEST}") if _appeared(p))
+    paths = (p for p in root.glob(f"*/*/{MANIFEST}") if _appeared(p))
     runs = [run for path in paths if wanted.shows(run := _summary(path))]
     return sorted(runs, key=lambda run: (run.opened, run.folder.name), reverse=True)
 
@@ -91,17 +93,17 @@ def _appeared(path: Path) -> bool:
 
 def _is_day(text: str) -> bool:
     try:
-        date.fromisoformat(text)
+        # Other ways to write a day are not in the order of their text.
+        return date.fromisoformat(text).isoformat() == text
     except ValueError:
         return False
-    return len(text) == 10
 
 
 def _summary(path: Path) -> RunSummary:
     folder = path.parent
     try:
         raw = cast("dict[str, Any]", read_json(path))
-        return RunSummary(
+        run = RunSummary(
             folder=folder,
             study=raw["study"],
             status=live_status(folder, raw["status"]),
@@ -110,6 +112,19 @@ def _summary(path: Path) -> RunSummary:
             models=tuple(raw["models"]),
             config_sha256=raw["config_sha256"],
         )
-    except (RecordError, KeyError, TypeError):
-        # One damaged folder must not hide the others; its status says what is the matter.
-        return RunSummary(folder, folder.parent.name, "damaged", "", None, (), "")
+    except (RecordError, LookupError, TypeError, RecursionError):
+        run = None
+    if run is not None and _is_sound(run):
+        return run
+    # One damaged folder must not hide the others; its status says what is the matter.
+    return RunSummary(folder, folder.parent.name, "damaged", "", None, (), "")
+
+
+def _is_sound(run: RunSummary) -> bool:
+    """Whether each part is of its kind: the manifest was read unchecked."""
+    words = cast("list[object]", [run.study, run.opened, run.config_sha256, *run.models])
+    return (
+        all(isinstance(word, str) for word in words)
+        and run.status in LISTED
+        and isinstance(cast("object", run.seconds), int | float | None)
+    )

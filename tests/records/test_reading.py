@@ -5,14 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from mechsafety.core.errors import RecordError
-from mechsafety.records.listing import Filter, list_runs
+from mechsafety.records.listing import list_runs
 from mechsafety.records.reading import open_run
 from mechsafety.records.store import RunWriter
 from tests.records.made_records import ENVIRONMENT, config, result
@@ -96,45 +95,6 @@ def test_an_event_cut_short_by_a_kill_is_left_out(tmp_path: Path) -> None:
         file.write('{"kind": "cut sho')
     assert [event["kind"] for event in open_run(writer.folder).events()] == ["opened", "whole"]
     writer.close("completed")
-
-
-def test_listing_is_newest_first_and_filtered(tmp_path: Path) -> None:
-    folders = [finished(tmp_path, seed=seed) for seed in range(3)]
-    failed = opened(tmp_path, seed=7)
-    failed.close("failed", ValueError("x"))
-    assert {run.folder for run in list_runs(tmp_path)} == {*folders, failed.folder}
-    assert [run.folder for run in list_runs(tmp_path, Filter(status="failed"))] == [failed.folder]
-    assert list_runs(tmp_path, Filter(study="other")) == []
-    with pytest.raises(RecordError, match=r"no run is 'complete'\. Did you mean 'completed'"):
-        list_runs(tmp_path, Filter(status="complete"))
-    assert len(list_runs(tmp_path, Filter(study="made"))) == 4
-    times = [run.opened for run in list_runs(tmp_path)]
-    assert times == sorted(times, reverse=True)
-
-
-def test_one_damaged_folder_does_not_hide_the_others(tmp_path: Path) -> None:
-    folder, damaged = finished(tmp_path), finished(tmp_path)
-    (damaged / "manifest.json").chmod(0o644)
-    (damaged / "manifest.json").write_text('{"schema_version": 1, "stu')
-    assert {run.folder: run.status for run in list_runs(tmp_path)} == {
-        folder: "completed",
-        damaged: "damaged",
-    }
-    with pytest.raises(RecordError, match="is damaged"):
-        open_run(damaged)
-
-
-def test_hundreds_of_runs_are_listed_in_under_a_second(tmp_path: Path) -> None:
-    text = (finished(tmp_path) / "manifest.json").read_text()
-    big = json.loads(text)
-    big["environment"]["git"]["diff"] = "+ a changed line of code\n" * 2000
-    for number in range(400):
-        folder = tmp_path / "made" / f"copy-{number}"
-        folder.mkdir()
-        (folder / "manifest.json").write_text(json.dumps(big))
-    start = time.process_time()
-    assert len(list_runs(tmp_path)) == 401
-    assert time.process_time() - start < 1.0
 
 
 def test_a_record_of_a_newer_schema_is_refused_with_advice(tmp_path: Path) -> None:
