@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +127,22 @@ def test_a_damaged_file_is_one_error_and_never_fewer_answers(
     run = rewritten(answered(tmp_path, answer_line("p1")), content)
     with pytest.raises(RecordError, match=rf"answers\.jsonl, line {line}: it is damaged.*verify"):
         completions(run)
+
+
+def test_so_it_is_where_nothing_checks_types_as_tests_do(tmp_path: Path) -> None:
+    run = rewritten(
+        answered(tmp_path, answer_line("p1")),
+        GOOD.replace(b'"verdict": "refused"', b'"verdict": null'),
+    )
+    code = (
+        "import sys; from mechsafety.records.reading import open_run\n"
+        "from mechsafety.records.completions import completions\n"
+        "completions(open_run(sys.argv[1]))\n"
+    )
+    read = subprocess.run(
+        [sys.executable, "-c", code, str(run.folder)], capture_output=True, text=True
+    )
+    assert "RecordError" in read.stderr.splitlines()[-1]
 
 
 def test_a_file_that_cannot_be_read_is_one_error(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Hundreds of runs are listed at once, and none that is damaged hides another."""
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -149,23 +151,23 @@ def test_one_damaged_folder_does_not_hide_the_others(tmp_path: Path) -> None:
         assert damaged not in [run.folder for run in list_runs(tmp_path, wanted)]
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"study": 3},
-        {"study": None},
-        {"status": "great"},
-        {"status": ["completed"]},
-        {"opened": None},
-        {"opened": 20261121},
-        {"seconds": "long"},
-        {"seconds": []},
-        {"models": 3},
-        {"models": [1]},
-        {"models": None},
-        {"config_sha256": None},
-    ],
-)
+ODD: list[dict[str, Any]] = [
+    {"study": 3},
+    {"study": None},
+    {"status": "great"},
+    {"status": ["completed"]},
+    {"opened": None},
+    {"opened": 20261121},
+    {"seconds": "long"},
+    {"seconds": []},
+    {"models": 3},
+    {"models": [1]},
+    {"models": None},
+    {"config_sha256": None},
+]
+
+
+@pytest.mark.parametrize("changes", ODD)
 def test_a_manifest_with_a_part_of_another_kind_is_damaged(
     tmp_path: Path, changes: dict[str, Any]
 ) -> None:
@@ -174,6 +176,21 @@ def test_a_manifest_with_a_part_of_another_kind_is_damaged(
     found = {run.folder.name: run.status for run in list_runs(tmp_path, Filter())}
     assert found == {"sound": "completed", "odd": "damaged"}
     assert names(tmp_path, since="2026-11-21", model="") == ["sound"]
+
+
+def test_so_it_is_where_nothing_checks_types_as_tests_do(tmp_path: Path) -> None:
+    for i, changes in enumerate(ODD):
+        made(tmp_path, f"odd-{i}", **changes)
+    made(tmp_path, "sound")
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from mechsafety.records.listing import Filter, list_runs\n"
+        "for run in list_runs(Path(sys.argv[1]), Filter(model='')): print(run.status)\n"
+    )
+    listed = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True, text=True
+    )
+    assert listed.stdout.split() == ["completed"] + ["damaged"] * len(ODD)
 
 
 @pytest.mark.parametrize(
