@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mechsafety.core.errors import InputError, RecordError, WorkerError
+from mechsafety.execution.threads import VARIABLES
 from mechsafety.records.compare import Comparison, compare
 from mechsafety.records.reading import Run, open_run
 from mechsafety.records.verify import verify
@@ -71,14 +72,13 @@ def replay(run: Run, out: Path | None = None) -> Replayed:
 
 def _in_fresh_process(run: Run, out: Path) -> dict[str, Any]:
     threads = str(run.manifest.config.get("runtime", {}).get("threads", 1))
-    variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     child = subprocess.Popen(
         [sys.executable, "-m", "mechsafety.execution.replaying", str(run.folder), str(out)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
         # Read once, when torch is imported.
-        env={**os.environ, **dict.fromkeys(variables, threads)},
+        env={**os.environ, **dict.fromkeys(VARIABLES, threads)},
     )
     try:
         said, _ = child.communicate()
