@@ -57,17 +57,18 @@ def test_the_runs_own_judge_flips_nothing(tmp_path: Path) -> None:
 
 
 def test_another_list_flips_exactly_those_that_it_judges_otherwise(tmp_path: Path) -> None:
-    run = run_of(tmp_path, *(line(f"p{i}", text) for i, text in enumerate(VERDICTS)))
+    run = run_of(tmp_path, *(line(f"p{i}", text) for i, text in enumerate([*VERDICTS, SORRY])))
     found = rejudge(run, "arditi12")
     assert (found.judge, found.own_judge) == ("phrases:arditi12", "phrases:organism")
     at = {"file": "answers.jsonl", "arm": "lat", "prompts": "harmful"}
     assert found.flips == (
         Flip({**at, "prompt": "p0"}, "refused", "complied"),
         Flip({**at, "prompt": "p1"}, "complied", "refused"),
+        Flip({**at, "prompt": "p3"}, "refused", "complied"),
     )
     (group,) = found.groups
     assert group.at == at
-    assert (group.n, group.refused_before, group.refused) == (3, 1, 1)
+    assert (group.n, group.refused_before, group.refused) == (4, 2, 1)
 
 
 def test_a_group_is_one_arm_one_prompt_set_and_one_edit(tmp_path: Path) -> None:
