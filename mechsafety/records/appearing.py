@@ -2,19 +2,31 @@
 
 import errno
 import secrets
+import shutil
+import time
 from itertools import count
 from pathlib import Path
+from typing import Final
 
 from mechsafety.core.errors import RecordError
 from mechsafety.records.landing import land_json
 from mechsafety.records.schema import MANIFEST, Manifest
 
+_STALE_SECONDS: Final = 60 * 60
+
 
 def hidden_folder(parent: Path, name: str) -> Path:
-    """Where a folder is made before it appears; a kill leaves it hidden, and nobody's run."""
+    """Where a folder is made before it appears; a kill leaves it hidden, and nobody's run.
+
+    What kills left there an hour ago or longer is removed.
+    """
     making = parent / f".{name}.{secrets.token_hex(4)}.part"
     try:
         parent.mkdir(parents=True, exist_ok=True)
+        for left in parent.glob(".*.part"):
+            # A folder is made and appears within a second; nobody works in an old one.
+            if time.time() - left.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
         making.mkdir()
     except OSError as error:
         raise unwritable(parent, error) from None
