@@ -113,7 +113,7 @@ def run(
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """Run experiments; each makes a run folder that ends with a report."""
+    """Run experiments, each into a run folder with a report."""
     from concurrent.futures import ThreadPoolExecutor
     from functools import partial
 
@@ -200,7 +200,10 @@ def replay(
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """Run a record again in a fresh process and compare (exit 0 same, 1 different, 2 cannot)."""
+    """Run a record again and compare them.
+
+    In a fresh process, with nothing from the cache. Exit codes: 0 same, 1 different, 2 cannot.
+    """
     from dataclasses import asdict
 
     from mechsafety.execution.describing import describe_comparison
@@ -228,7 +231,7 @@ def show(
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """Show a run on one screen: status, circumstances, findings and parts."""
+    """Show a run on one screen."""
     from mechsafety.execution.describing import describe, summary_json
     from mechsafety.records.reading import open_run
 
@@ -282,7 +285,10 @@ def report(
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """Render the page of one or several runs again; the sealed page stays as it is."""
+    """Render the page of one or several runs again.
+
+    The sealed page stays as it is.
+    """
     from mechsafety.records.landing import land
     from mechsafety.records.reading import open_run
     from mechsafety.records.schema import DERIVED, REPORT, own_folder
@@ -304,7 +310,7 @@ def report(
 @app.command()
 @_command
 def verify(run_folder: RunFolder, as_json: Json = False, debug: Debug = False) -> int:
-    """Re-hash every file of a run and name what differs from its manifest."""
+    """Hash every file of a run again; name what differs."""
     from mechsafety.records.reading import open_run
     from mechsafety.records.verify import verify as verify_run
 
@@ -330,7 +336,7 @@ def rejudge(
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """Judge the answers that a run kept again, and list the verdicts that flip."""
+    """Judge kept answers again; list verdicts that flip."""
     from dataclasses import asdict
 
     from mechsafety.execution.describing import describe_rejudged
@@ -348,7 +354,10 @@ def rejudge(
 @app.command()
 @_command
 def purge(run_folder: RunFolder, as_json: Json = False, debug: Debug = False) -> int:
-    """Delete the answers and token ids that a run kept; the record stays intact."""
+    """Delete kept answers and token ids.
+
+    The record stays intact, and says so.
+    """
     from mechsafety.execution.purging import purge as purge_run
     from mechsafety.records.reading import open_run
 
@@ -389,7 +398,7 @@ def schema(
     study: Annotated[str, typer.Argument(metavar="STUDY", help="Such as `concentration`.")],
     debug: Debug = False,
 ) -> int:
-    """Print the JSON schema of a study's YAML, with descriptions, for editors."""
+    """Print the JSON schema of a study's YAML, for editors."""
     from mechsafety.execution.studies import load_study
 
     _emit(load_study(study).config.model_json_schema())
@@ -407,7 +416,10 @@ def check(
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """Probe a model: do its sites, padding, BOS and chat template agree with its forward pass?"""
+    """Probe a model against its own forward pass.
+
+    Do its sites, padding, BOS and chat template agree with it?
+    """
     import dataclasses
 
     from mechsafety.execution.describing import describe_probes
@@ -435,7 +447,10 @@ def import_(
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """Convert published .pt activations to safetensors; nothing but tensors is ever loaded."""
+    """Convert published .pt activations to safetensors.
+
+    Nothing but tensors is ever loaded.
+    """
     from mechsafety.activations.importing import import_activations
 
     done = import_activations(source, output)
