@@ -17,7 +17,7 @@ from mechsafety.core.seeding import derive_seed, named_generator
 from mechsafety.effects.answers import Answers
 from mechsafety.execution.environment import code_changed
 from mechsafety.execution.memory import Peaks
-from mechsafety.execution.packing import name_of, nodes, pack
+from mechsafety.execution.packing import name_of, nodes, pack, unpack
 from mechsafety.execution.stage_cache import Entry, StageCache, forget
 from mechsafety.execution.workers import Workers
 from mechsafety.records.schema import JobDone, ModelUsed, StageTiming
@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 
 Job = TypeVar("Job")
 Done = TypeVar("Done")
+
+
+def _packages(function: Callable[..., object]) -> set[str]:
+    """Whose classes results hold: ours, and those of a study of another package."""
+    return {"mechsafety", function.__module__.partition(".")[0]}
 
 
 _ANSWERS: Final = name_of(Answers)
@@ -150,7 +155,8 @@ class RunContext:
         todo = [jobs[place] for place in missing]
         for at, result in self._workers.completed(function, todo, what):
             place = missing[at]
-            done[place], hashes[place] = result, self._keep(keys[place], result, what)
+            kept = self._keep(keys[place], function, result, what)
+            done[place], hashes[place] = kept.value, kept.sha256
             self._writer.event("job_ended", what=what, job=place + 1, of=len(jobs), key=keys[place])
         path = "/".join(self._stack)
         self._jobs.setdefault(path, []).extend(
@@ -163,14 +169,19 @@ class RunContext:
         if self._cache is None or key is None:
             return None
         try:
-            # A study of another package has its own classes.
-            return self._cache.load(key, ("mechsafety", function.__module__.partition(".")[0]))
+            return self._cache.load(key, _packages(function))
         except RecordError as damaged:
             self.warn(f"{damaged} It is computed again.")
             return None
 
-    def _keep(self, key: str | None, result: object, what: str) -> str:
+    def _keep(
+        self, key: str | None, function: Callable[..., object], result: Any, what: str
+    ) -> Entry:
         packed = pack(result, f"the result of {what}")
+        if not all(one.is_contiguous() for one in packed.tensors):
+            # As the cache would give it: sums over other strides differ in their last bits.
+            whole = [one.contiguous() for one in packed.tensors]
+            result = unpack(packed.tree, whole, _packages(function))
         if self._cache is not None and key is not None and not self._code_changed():
             self._note_answers(key, packed.tree)
             try:
@@ -179,7 +190,7 @@ class RunContext:
                 self.warn(f"{unwritten} The run goes on, keeps no results, and cannot be resumed.")
                 # The next result would fare alike.
                 self._cache = None
-        return packed.sha256
+        return Entry(result, packed.tree, packed.sha256)
 
     def _code_changed(self) -> bool:
         """Workers may have imported other code than the key names: nothing is kept then."""

@@ -16,6 +16,7 @@ from mechsafety.execution.context import RunContext
 from mechsafety.organisms import building
 from mechsafety.records.reading import open_run
 from mechsafety.records.store import RunWriter
+from tests.execution.toy_jobs import transposed
 from tests.records.made_records import ENVIRONMENT
 
 
@@ -117,6 +118,16 @@ def test_a_function_that_holds_more_than_its_job_is_refused(tmp_path: Path) -> N
     for function in (times, lambda number: number, partial(pow, 2)):
         with pytest.raises(SelfCheckError, match="its function"):
             context.map(function, [1, 2], "multiplying")
+    writer.close("completed")
+
+
+def test_a_result_has_the_strides_that_it_would_come_back_with(tmp_path: Path) -> None:
+    writer, context = opened(tmp_path)
+    rows = torch.arange(6.0).reshape(2, 3)
+    assert not transposed(rows).is_contiguous()
+    (turned,) = context.map(transposed, [rows], "turning")
+    assert turned.is_contiguous()
+    assert turned.tolist() == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
     writer.close("completed")
 
 

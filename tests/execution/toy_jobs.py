@@ -20,6 +20,10 @@ def draw(seed: int) -> torch.Tensor:
     return (rows @ rows.T / 100).softmax(-1).sum(0)
 
 
+def transposed(rows: torch.Tensor) -> torch.Tensor:
+    return rows.T
+
+
 def n_threads(_: int) -> tuple[int, str | None]:
     return torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
 
