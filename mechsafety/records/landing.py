@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from mechsafety.core.errors import RecordError
@@ -31,7 +32,9 @@ def land(path: Path, content: bytes) -> None:
             "free space or choose another folder with --out."
         ) from error
     finally:
-        beside.unlink(missing_ok=True)
+        # What cannot be removed is hidden, and swept when the run is resumed.
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
 
 
 def land_json(path: Path, value: object) -> None:

@@ -129,11 +129,11 @@ class Run:
         path = self.folder / EVENTS
         if not path.exists():
             return []
-        lines = path.read_text(encoding="utf-8").split("\n")
-        # A whole line ends with a newline, so what follows the last one was cut short.
         try:
-            return [json.loads(line) for line in lines[:-1]]
-        except ValueError as error:
+            lines = path.read_text(encoding="utf-8").split("\n")
+            # A whole line ends with a newline, so what follows the last one was cut short.
+            return [dict(json.loads(line)) for line in lines[:-1]]
+        except (ValueError, TypeError, RecursionError) as error:
             raise RecordError(f"reading {path}: it is damaged ({error}).") from None
 
     @property
@@ -174,7 +174,7 @@ def read_json(path: Path) -> object:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RecordError(
             f"reading {path}: it is damaged ({error}). `mechsafety verify` names every file that "
             "changed."

@@ -319,5 +319,9 @@ def parse_manifest(raw: object, source: str) -> Manifest:
 
 def _from_version_1(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Version 1 had no sessions, parents, tolerances and jobs, and named papers by number alone."""
-    sources = {f"arXiv:{number}": modules for number, modules in raw.get("sources", {}).items()}
-    return {**raw, "schema_version": SCHEMA_VERSION, "sources": sources}
+    found = {**raw, "schema_version": SCHEMA_VERSION}
+    sources = raw.get("sources")
+    if isinstance(sources, Mapping):
+        given = cast("Mapping[str, Any]", sources)
+        found["sources"] = {f"arXiv:{number}": modules for number, modules in given.items()}
+    return found

@@ -22,11 +22,7 @@ EXTENT: Final = Tolerance(relative=1e-3)
 """Ranks, sizes, angles in degrees, ratios: numbers of any scale."""
 
 RATES: Final[Mapping[str, Tolerance]] = dict.fromkeys(
-    (
-        f"{verdict}_rate{bound}"
-        for verdict in ("refusal", "compliance", "degenerate", "unparsed")
-        for bound in ("", "_bound")
-    ),
+    (f"{verdict}_rate" for verdict in ("refusal", "compliance", "degenerate", "unparsed")),
     RATE,
 )
 """What judged answers give in every study."""

@@ -166,3 +166,27 @@ def test_reading_and_verifying_need_no_torch(tmp_path: Path) -> None:
         check=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\n", b"[1, 2]\n", b"3\n", b"{half\n{}\n"])
+def test_damaged_events_are_one_clear_error(tmp_path: Path, content: bytes) -> None:
+    folder = finished(tmp_path)
+    assert open_run(folder).events()
+    (folder / "events.jsonl").chmod(0o644)
+    (folder / "events.jsonl").write_bytes(content)
+    with pytest.raises(RecordError, match=r"events.jsonl: it is damaged"):
+        open_run(folder).events()
+
+
+@pytest.mark.parametrize("sources", ["null", "[1]", "3"])
+def test_a_first_version_with_odd_sources_is_one_clear_error(tmp_path: Path, sources: str) -> None:
+    folder = finished(tmp_path)
+    raw = {**json.loads((folder / "manifest.json").read_text()), "schema_version": 1}
+    (folder / "manifest.json").chmod(0o644)
+    text = json.dumps({**raw, "sources": json.loads(sources)})
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(RecordError, match="sources"):
+        open_run(folder)
+    (folder / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(RecordError, match="it is damaged"):
+        open_run(folder)
