@@ -123,7 +123,7 @@ next(iter(plotly_figures(drawing(excess, ssft.metrics(), {})).values()))
 # %%
 configs = {"ssft": ssft.manifest.config, "lat": lat.manifest.config}
 settings = pd.DataFrame({arm: pd.json_normalize(it).loc[0] for arm, it in configs.items()})
-print(settings[settings.astype(str).nunique(axis=1) > 1].to_string(max_colwidth=60))
+print(settings[settings.astype(str).nunique(axis=1) > 1].to_string())
 print("same prompts:", manifest.provenance["prompts"] == lat.manifest.provenance["prompts"])
 print("same code and machine:", manifest.environment == lat.manifest.environment)
 
