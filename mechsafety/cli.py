@@ -399,9 +399,9 @@ def schema(
     debug: Debug = False,
 ) -> int:
     """Print the JSON schema of a study's YAML, for editors."""
-    from mechsafety.execution.studies import load_study
+    from mechsafety.execution.schemas import study_schema
 
-    _emit(load_study(study).config.model_json_schema())
+    _emit(study_schema(study))
     return DONE
 
 

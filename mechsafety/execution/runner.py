@@ -1,12 +1,9 @@
 """From an experiment's YAML to a finished run folder."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
-
-from pydantic import BaseModel
 
 from mechsafety.core.config import StudyConfig, apply_overrides, parse_config, read_yaml
 from mechsafety.core.errors import ConfigError, InputError, RecordError, nearest, printable
@@ -22,7 +19,7 @@ from mechsafety.execution.wandb_mirror import mirror
 from mechsafety.models.spec import ModelSpec
 from mechsafety.organisms.recipes import Organism
 from mechsafety.records.reading import Run
-from mechsafety.records.schema import Status, declared_findings
+from mechsafety.records.schema import Status, declared_findings, values_in
 from mechsafety.records.store import RunWriter
 
 
@@ -115,19 +112,9 @@ def build_organisms(plans: Sequence[Plan]) -> None:
         build(organisms, workers=max(2, *(plan.config.runtime.workers for plan in plans)))
 
 
-def _model_ids(settings: object) -> Iterator[str]:
+def _model_ids(config: StudyConfig) -> Iterator[str]:
     """Every model that the settings name, however deep."""
-    if isinstance(settings, ModelSpec):
-        yield settings.id
-    elif isinstance(settings, BaseModel):
-        for _, value in settings:
-            yield from _model_ids(value)
-    elif isinstance(settings, Mapping):
-        for value in cast("Mapping[object, object]", settings).values():
-            yield from _model_ids(value)
-    elif isinstance(settings, tuple):
-        for value in cast("tuple[object, ...]", settings):
-            yield from _model_ids(value)
+    return (value.id for value in values_in(config) if isinstance(value, ModelSpec))
 
 
 def mirror_or_warn(folder: Path) -> None:
